@@ -1,0 +1,1 @@
+"""The `graft` command and a small Python client. They speak HTTP."""

@@ -1,0 +1,298 @@
+"""The typed events: the one schema of a job's log. Imports no torch.
+
+A job is what its log says. `core.loop` yields `(step, data)`; the service stores them in order, with a `seq`. `step` is the
+number of optimizer steps completed when the event happened.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+Figure = float | Literal["nan", "inf", "-inf"]
+"""A number that JSON can carry: what is not finite goes as text."""
+
+FailureKind = Literal["data", "transfer", "out_of_memory", "non_finite_loss", "disk_full", "worker_lost", "timeout", "crashed"]
+JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
+
+def figure(value: float) -> Figure:
+    """A float as JSON can carry it."""
+    if math.isfinite(value):
+        return value
+    return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+
+
+def number(value: Figure) -> float:
+    """The float behind a `Figure`: the inverse of `figure`."""
+    return float(value)
+
+
+def shortest(value: float) -> Figure:
+    """The shortest decimal that restores `value` as a float32 (so 0.1 and not 0.10000000149011612)."""
+    return figure(float(str(np.float32(value))))
+
+
+class Data(BaseModel):
+    """The payload of an event. `kind` is how the log calls it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: ClassVar[str]
+
+
+class StateData(Data):
+    """The job changed state. Written by the service, never by the trainer."""
+
+    kind = "state"
+    state: JobState
+    reason: str | None = None
+    by: str | None = Field(default=None, description="Who did it: a worker's name, `api`, or `reaper`.")
+
+
+TargetStatus = Literal["loaded", "reinit", "missing"]
+SourceStatus = Literal["used", "dropped", "unexpected"]
+
+
+class TargetEntry(BaseModel):
+    """One parameter or persistent buffer of the model, and what became of it."""
+
+    key: str
+    status: TargetStatus
+    shape: list[int]
+    source_key: str | None = None
+    source_shape: list[int] | None = None
+    reason: str | None = Field(default=None, description="Why it was not loaded.")
+    cast: str | None = Field(default=None, description="`float16 -> float32` where the dtypes differ.")
+
+
+class SourceEntry(BaseModel):
+    """One tensor of the source, and what became of it."""
+
+    key: str
+    status: SourceStatus
+    shape: list[int]
+    renamed: str | None = Field(default=None, description="Its name after the rename rules, where they changed it.")
+    reason: str | None = None
+
+
+class Count(BaseModel):
+    """Tensors, and the elements in them."""
+
+    tensors: int = 0
+    elements: int = 0
+
+
+class ModuleCount(BaseModel):
+    """The transfer of one top-level module."""
+
+    module: str
+    loaded: Count
+    total: Count
+
+
+class TransferData(Data):
+    """The transfer report: each target and each source entry once, with one status."""
+
+    kind = "transfer"
+    source: str | None = Field(description="As the spec has it; null when the job trains from scratch.")
+    format: Literal["safetensors", "torch", "torchvision"] | None = None
+    sha256: str | None = None
+    head: list[str] = Field(default=[], description="The modules whose shape depends on the number of classes.")
+    loaded_share: float = Field(description="Share of the elements outside the head that came from the source.")
+    totals: dict[TargetStatus, Count]
+    source_totals: dict[SourceStatus, Count]
+    modules: list[ModuleCount]
+    targets: list[TargetEntry]
+    sources: list[SourceEntry]
+
+
+class GroupRow(BaseModel):
+    """One parameter group as it trains."""
+
+    name: str
+    hyperparameters: dict[str, Any] = Field(description="lr, weight_decay, momentum, betas: what the optimizer's group holds.")
+    frozen: bool
+    tensors: int
+    elements: int
+    parameters: list[str] = Field(description="Names; tied parameters once, under their first name.")
+
+
+class GroupsData(Data):
+    """The parameter groups: each parameter in exactly one."""
+
+    kind = "groups"
+    optimizer: str
+    groups: list[GroupRow]
+    executed_groups: int = Field(description="Groups that the optimizer runs, once equal ones are one.")
+    fused: bool
+
+
+class IterationsData(Data):
+    """Consecutive optimizer steps of one epoch."""
+
+    kind = "iterations"
+    epoch: int = Field(description="From 0.")
+    first: int = Field(description="The step of the first loss, from 0 over the whole job.")
+    losses: list[Figure] = Field(description="One per optimizer step; the shortest decimal that restores the float32.")
+    lr: dict[str, float] = Field(description="Per group, at the last of these steps.")
+
+
+class EpochData(Data):
+    """An epoch is done."""
+
+    kind = "epoch"
+    epoch: int
+    mean_loss: Figure = Field(description="Mean of the epoch's losses, weighted by samples.")
+    validation: dict[str, Figure] | None = Field(
+        description="`loss` and `top1` (a share, 0 to 1); null without validation samples."
+    )
+    seconds: float
+    samples_per_second: float
+
+
+class CheckpointData(Data):
+    """A checkpoint was written. It exists once this event is committed."""
+
+    kind = "checkpoint"
+    step: int
+    epoch: int
+    figures: dict[str, Figure]
+    best: bool = Field(description="Better than every one before it, by the metric of the spec.")
+    path: str = Field(description="Relative to the data directory.")
+    sha256: str = Field(description="Of model.safetensors.")
+    bytes: int = Field(description="Of the whole checkpoint.")
+
+
+class LogData(Data):
+    """What the training code printed or warned, a line."""
+
+    kind = "log"
+    level: Literal["info", "warning", "error"] = "info"
+    message: str
+
+
+class RewoundData(Data):
+    """Training goes on from an earlier step; what the log says beyond it is void."""
+
+    kind = "rewound"
+    to_step: int
+
+
+class Failure(BaseModel):
+    """Why a job failed, and the next thing to try."""
+
+    type: FailureKind
+    message: str
+    hint: str
+    lines: list[str] = Field(default=[], description="The last lines that the training code printed.")
+
+
+class EndData(Data):
+    """Nothing follows this."""
+
+    kind = "end"
+    state: Literal["succeeded", "failed", "cancelled"]
+    failure: Failure | None = None
+    last_seq: int = Field(description="The `seq` of this very event.")
+
+
+AnyData = StateData | TransferData | GroupsData | IterationsData | EpochData | CheckpointData | LogData | RewoundData | EndData
+KINDS: dict[str, type[Data]] = {
+    data.kind: data
+    for data in (
+        StateData, TransferData, GroupsData, IterationsData, EpochData, CheckpointData, LogData, RewoundData, EndData,
+    )
+}  # fmt: skip
+
+
+class Iteration(NamedTuple):
+    """One optimizer step, as the loop yields it: `step` counts from 0 over the whole job."""
+
+    step: int
+    epoch: int
+    loss: float
+    samples: int
+    lr: dict[str, float]
+
+
+class Event(BaseModel):
+    """The envelope of the log."""
+
+    seq: Annotated[int, Field(ge=1)]
+    at: str = Field(description="ISO 8601, UTC.")
+    attempt: int
+    step: int
+    kind: str
+    data: dict[str, Any]
+
+
+def chunk(iterations: Sequence[Iteration]) -> IterationsData:
+    """Consecutive iterations of one epoch as one event."""
+    first, last = iterations[0], iterations[-1]
+    return IterationsData(epoch=first.epoch, first=first.step, losses=[shortest(i.loss) for i in iterations], lr=last.lr)
+
+
+class Row(NamedTuple):
+    """What `fold` reads of an event."""
+
+    seq: int
+    step: int
+    kind: str
+    data: dict[str, Any]
+
+
+def fold(rows: Iterable[Row]) -> list[Row]:
+    """The log in `seq` order with `rewound` applied: each step once.
+
+    `iterations`, `epoch` and `checkpoint` beyond the step that a later `rewound` names are left out; an `iterations` event
+    that spans it is cut. Everything else stays.
+    """
+    kept: list[Row] = []
+    for row in rows:
+        if row.kind == RewoundData.kind:
+            kept = [cut for old in kept if (cut := _before(old, row.data["to_step"])) is not None]
+        kept.append(row)
+    return kept
+
+
+def _before(row: Row, step: int) -> Row | None:
+    if row.kind == IterationsData.kind:
+        left = step - row.data["first"]
+        if left <= 0:
+            return None
+        if left < len(row.data["losses"]):
+            return row._replace(step=step, data={**row.data, "losses": row.data["losses"][:left]})
+        return row
+    if row.kind in (EpochData.kind, CheckpointData.kind):
+        return row if row.step <= step else None
+    return row
+
+
+def retained(checkpoints: Sequence[dict[str, Any]], keep_last: int, keep_best: int, metric: str) -> list[int]:
+    """The steps of the checkpoints to keep: the last `keep_last`, and the best `keep_best` by `metric` (ties: the earlier).
+
+    `checkpoints` are the data of the folded `checkpoint` events, oldest first. The one rule of retention: the supervisor prunes
+    by it, the API lists by it.
+    """
+    ranked = sorted(range(len(checkpoints)), key=lambda i: (_worse(checkpoints[i]["figures"], metric), i))
+    keep = {*ranked[:keep_best], *range(max(0, len(checkpoints) - keep_last), len(checkpoints))}
+    return [checkpoints[i]["step"] for i in sorted(keep)]
+
+
+def best(checkpoints: Sequence[dict[str, Any]], metric: str) -> dict[str, Any] | None:
+    """The best of these checkpoints by `metric`, the earlier of equals."""
+    return min(checkpoints, key=lambda data: _worse(data["figures"], metric), default=None)
+
+
+def _worse(figures: dict[str, Any], metric: str) -> float:
+    """A sort key, lower is better; a figure that is missing or not finite comes last."""
+    if metric not in figures:
+        metric = "mean_loss"
+    value = number(figures.get(metric, math.inf))
+    if not math.isfinite(value):
+        return math.inf
+    return -value if metric == "top1" else value

@@ -1,0 +1,99 @@
+"""Settings of the service, from the environment (`GRAFT_…`). Each limit stands here and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+Names = Annotated[list[str], NoDecode]
+
+
+class Settings(BaseSettings):
+    """Every default suits one machine; `GRAFT_DATABASE_URL` and `GRAFT_BROKER_URL` make it a production stack."""
+
+    model_config = SettingsConfigDict(env_prefix="GRAFT_", frozen=True, extra="ignore")
+
+    data_dir: Path = Field(default=Path("graft-data"), description="Where the database, checkpoints and caches lie.")
+    inputs_dir: Path | None = Field(default=None, description="Below it lie datasets and weights; by default DATA_DIR/inputs.")
+    database_url: str = Field(default="", description="By default SQLite, DATA_DIR/graft.db.")
+    broker_url: str = Field(default="", description="By default the file system, DATA_DIR/hints.")
+    plugins: Names = Field(default=[], description="Modules that `python:MODULE:CLASS` may name, separated by commas.")
+    plugins_dir: Path | None = Field(
+        default=None, description="Put first on the import path of training processes; by default DATA_DIR/plugins."
+    )
+    download: bool = Field(default=False, description="Whether torchvision may download datasets and weights that are not there.")
+
+    queues: Names = Field(default=["default"], description="Queues that a worker serves, separated by commas.")
+    worker_name: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
+    gpus: str = Field(
+        default="auto",
+        description="`auto`, or the indices of the GPUs a worker may use, separated by commas; empty for none.",
+    )
+    cpu_slots: Annotated[int, Field(ge=0, le=1024)] = Field(default=1, description="Jobs at a time on the CPU.")
+    threads: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="CPU threads of a trainer; by default the cores over the CPU slots."
+    )
+
+    lease_seconds: float = Field(default=60, description="A job whose lease is older than this is given to another worker.")
+    renew_seconds: float = Field(default=15, description="How often a running job's lease is renewed.")
+    command_seconds: float = Field(default=0.5, description="How often a running job's commands are read.")
+    poll_seconds: float = Field(default=5, description="How often an idle worker looks for work that no hint told of.")
+    reap_seconds: float = Field(default=10, description="How often dead leases are looked for.")
+    commit_seconds: float = Field(default=0.1, description="At most this long do events wait for their commit.")
+
+    plan_seconds: float = Field(default=60, description="Time limit of a plan.")
+    plan_memory: int = Field(default=8 << 30, description="Bytes that a plan may allocate.")
+    plans_at_once: int = Field(default=2, description="More wait their turn.")
+    resident_bytes: int = Field(
+        default=4 << 30,
+        description="Decoded datasets up to this size are held in memory (on the GPU, where one is used).",
+    )
+    max_body: int = Field(default=1 << 20, description="Bytes of a request body.")
+    stream_seconds: float = Field(default=0.1, description="How often a followed job's log is read for new events.")
+    heartbeat_seconds: float = Field(default=15, description="How often an idle stream says that it lives.")
+
+    @field_validator("plugins", "queues", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("data_dir", "inputs_dir", "plugins_dir")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
+
+    @property
+    def inputs(self) -> Path:
+        """The inputs root."""
+        return self.inputs_dir or self.data_dir / "inputs"
+
+    @property
+    def plugin_path(self) -> Path:
+        """The plug-ins root."""
+        return self.plugins_dir or self.data_dir / "plugins"
+
+    @property
+    def database(self) -> str:
+        """The database URL, defaults applied."""
+        return self.database_url or f"sqlite:///{self.data_dir / 'graft.db'}"
+
+    @property
+    def broker(self) -> str:
+        """The broker URL, defaults applied."""
+        return self.broker_url or f"filesystem://{self.data_dir / 'hints'}"
+
+    def places(self) -> dict[str, object]:
+        """What a training process is told of this machine (`core.places.Places`, as JSON)."""
+        return {
+            "inputs": str(self.inputs),
+            "cache": str(self.data_dir / "cache"),
+            "plugins": self.plugins,
+            "plugins_dir": str(self.plugin_path),
+            "download": self.download,
+            "resident_bytes": self.resident_bytes,
+        }
