@@ -1,0 +1,100 @@
+# Every command of the project, by one name. `make` alone lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.graft-setup
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+# The first Python that is new enough; another one by `make setup PYTHON=/path/to/python3.12`.
+PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$name -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$name && break; done)
+# uv, from the path where it is there; otherwise from a small environment of its own, beside .venv.
+TOOLS := .tools
+UV := $(shell command -v uv 2>/dev/null || echo $(TOOLS)/bin/uv)
+
+##@ To begin with
+
+.PHONY: help
+help: ## List these commands
+	@awk 'BEGIN {FS = ":.*## "} \
+		/^##@ / {printf "\n\033[1m%s\033[0m\n", substr($$0, 5)} \
+		/^[a-z-]+:.*## / {printf "  \033[36mmake %-11s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(STAMP) ## Make .venv with everything in it (again only when something changed)
+
+.PHONY: demo
+demo: setup ## Transfer learning on handwritten digits, end to end, in about two minutes
+	@$(BIN)/python -m client.demo
+
+.PHONY: serve
+serve: setup ## Start the service on http://127.0.0.1:8000
+	@$(BIN)/graft serve
+
+##@ To work on it
+
+.PHONY: test
+test: setup ## Run the whole suite (arguments by ARGS="-k cancel")
+	@$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: test-gpu
+test-gpu: setup ## Run the tests that need a CUDA device
+	@$(BIN)/python -m pytest -m gpu $(ARGS)
+
+.PHONY: lint
+lint: setup ## Check style and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+.PHONY: format
+format: setup ## Mend style and formatting
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+.PHONY: types
+types: setup ## Check types, strictly
+	@$(BIN)/mypy
+
+.PHONY: contracts
+contracts: setup ## Check who may import whom
+	@$(BIN)/lint-imports
+
+.PHONY: migrations
+migrations: setup ## Check that the migrations make exactly the tables of store/tables.py
+	@$(BIN)/python -m migrations check
+
+.PHONY: bench
+bench: setup ## Measure the loop, the start of a job and the service
+	@$(BIN)/python benchmarks/loop.py
+	@$(BIN)/python benchmarks/start.py
+	@$(BIN)/python benchmarks/service.py
+
+.PHONY: lock
+lock: $(UV) ## Pin the newest versions that pyproject.toml allows, with hashes
+	@$(UV) pip compile --universal --generate-hashes --python-version 3.11 --all-extras --no-header --quiet --upgrade \
+		pyproject.toml --output-file requirements.lock
+
+.PHONY: clean
+clean: ## Remove caches and build outputs (.venv and your data stay)
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	@find . -name __pycache__ -not -path './$(VENV)/*' -not -path './$(TOOLS)/*' -prune -exec rm -rf {} +
+
+$(STAMP): requirements.lock pyproject.toml | $(UV)
+	@test -n "$(PYTHON)" || { echo "Graft needs Python 3.11 or newer, and none is on the path." \
+		"Say where one is: make setup PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c '$(NEW_ENOUGH)' || { echo "Graft needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V)." >&2; exit 1; }
+	@echo "Setting up $(VENV) (PyTorch is large: the first time takes a few minutes)"
+	@test -x $(BIN)/python || $(UV) venv --quiet --python "$$(command -v $(PYTHON))" $(VENV)
+	@$(UV) pip install --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(TOOLS)/bin/uv:
+	@test -n "$(PYTHON)" || { echo "Graft needs Python 3.11 or newer, and none is on the path." \
+		"Say where one is: make setup PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -m venv $(TOOLS) || { echo "$(PYTHON) cannot make a virtual environment;" \
+		"on Debian and Ubuntu: apt-get install python3-venv" >&2; rm -rf $(TOOLS); exit 1; }
+	@$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check uv
