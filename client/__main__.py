@@ -1,0 +1,5 @@
+"""`python -m client` is `graft`."""
+
+from client.cli import app
+
+app()

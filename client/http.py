@@ -1,0 +1,297 @@
+"""A small client of the service: what it answers, as plain dictionaries; what it refuses, as exceptions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import httpx
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+FINAL_STATES = ("succeeded", "failed", "cancelled")
+RETRY_SECONDS = 0.2
+SILENCE_SECONDS = 60.0
+"""A followed stream says something at least each 15 s (a heartbeat); quiet for longer, it counts as cut."""
+
+Json = dict[str, Any]
+
+
+class Fault(NamedTuple):
+    """One thing wrong with a request: a JSON pointer into its body, and what to write instead."""
+
+    pointer: str
+    message: str
+
+
+class GraftError(Exception):
+    """The service refused, or could not be asked."""
+
+
+class UnreachableError(GraftError):
+    """Nothing that speaks for Graft answered at this address."""
+
+
+class RefusedError(GraftError):
+    """The service answered with 400 or above: the parts of its problem (RFC 9457)."""
+
+    def __init__(self, body: Json) -> None:
+        super().__init__(body["detail"] or body["title"])
+        self.body = body
+        self.status: int = body["status"]
+        self.detail: str = body["detail"] or body["title"]
+        self.faults = [Fault(item["pointer"], item["message"]) for item in body.get("errors") or []]
+
+    @classmethod
+    def of(cls, response: httpx.Response) -> RefusedError:
+        """The problem in a response whose body has been read; a body that is none becomes its detail."""
+        try:
+            return cls(response.json())
+        except (ValueError, KeyError, AttributeError, TypeError):
+            title = response.reason_phrase
+            return cls({"title": title, "status": response.status_code, "detail": response.text[:500]})
+
+
+class Client:
+    """Speaks to one service. Every call raises RefusedError or UnreachableError; use it as a context manager, or `close` it.
+
+    `patience`: for how many seconds a followed stream that was cut is sought again before UnreachableError is raised.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        timeout: float = 90.0,
+        patience: float = 60.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.url = (url or os.environ.get("GRAFT_URL") or DEFAULT_URL).rstrip("/")
+        self.patience = patience
+        try:
+            self._http = httpx.Client(base_url=self.url, timeout=httpx.Timeout(timeout, connect=10.0), transport=transport)
+        except httpx.InvalidURL as error:
+            raise UnreachableError(f"'{self.url}' is no address ({error}); it should look like {DEFAULT_URL}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    # Asking and submitting
+
+    def ready(self) -> bool:
+        """Whether the service takes jobs."""
+        try:
+            return self._http.get("/health/ready").is_success
+        except httpx.HTTPError:
+            return False
+
+    def plan(self, spec: Json) -> Json:
+        """Everything that can be known before training: the resolved spec, transfer, groups, steps, memory, warnings."""
+        return self._json("POST", "/plans", body=spec)
+
+    def submit(self, spec: Json, *, key: str | None = None) -> Json:
+        """The new job; with a `key` that was used before for the same spec, the job it made then."""
+        return self._json("POST", "/jobs", body=spec, headers={"Idempotency-Key": key} if key else {})
+
+    def job(self, job_id: int) -> Json:
+        """One job: state, progress, figures, spec."""
+        return self._json("GET", f"/jobs/{job_id}")
+
+    def jobs(self, *, state: str | None = None, label: str | None = None, limit: int = 20) -> list[Json]:
+        """The newest jobs first, over as many pages as `limit` takes."""
+        found: list[Json] = []
+        after: str | None = None
+        while len(found) < limit:
+            query = {"state": state, "label": label, "limit": min(limit - len(found), 100), "after": after}
+            page = self._json("GET", "/jobs", query=query)
+            found += page["data"]
+            after = page["next"]
+            if not page["has_more"]:
+                break
+        return found
+
+    def cancel(self, job_id: int) -> Json:
+        """The job, cancelled if it was queued, else with `requested: cancel`."""
+        return self._json("POST", f"/jobs/{job_id}/cancel")
+
+    # Reading a job
+
+    def transfer(self, job_id: int) -> Json:
+        """What became of each tensor of the model and of the source."""
+        return self._json("GET", f"/jobs/{job_id}/transfer")
+
+    def groups(self, job_id: int) -> Json:
+        """The parameter groups as they train."""
+        return self._json("GET", f"/jobs/{job_id}/groups")
+
+    def losses(self, job_id: int) -> Json:
+        """Every step's loss, once."""
+        return self._json("GET", f"/jobs/{job_id}/losses")
+
+    def checkpoints(self, job_id: int) -> list[Json]:
+        """The checkpoints that are kept, with their figures."""
+        data: list[Json] = self._json("GET", f"/jobs/{job_id}/checkpoints")["data"]
+        return data
+
+    def logs(self, job_id: int, *, follow: bool = False) -> Iterator[str]:
+        """The log as text for people, a line each: up to now, or with `follow` as it grows, to its end.
+
+        It only grows, so a stream that was cut is taken up again past the lines that have come.
+        """
+        path = f"/jobs/{job_id}/logs"
+        if not follow:
+            with self._stream(path, {}, "text/plain") as response:
+                yield from response.iter_lines()
+            return
+        seen, number, last = 0, 0, ""
+        for line in self._follow(path, {"follow": "true"}, "text/plain"):
+            if line is None:
+                if last.startswith("End : ") and self._ended(job_id):
+                    return
+                number = 0
+                continue
+            number += 1
+            if number > seen:
+                seen, last = number, line
+                yield line
+
+    def events(self, job_id: int, *, after: int = 0, follow: bool = False, kinds: Iterable[str] = ()) -> Iterator[Json]:
+        """The events past the cursor `after`, in order, each once.
+
+        With `follow` they come as they happen, up to and with `end`. A stream that was cut is taken up again at the last
+        event that arrived, so none is lost or doubled.
+        """
+        path, query = f"/jobs/{job_id}/events", {"after": str(after)}
+        if kinds:
+            query["kinds"] = ",".join([*kinds, "end"])
+        if not follow:
+            more = True
+            while more:
+                page = self._json("GET", path, query={**query, "limit": 1000})
+                yield from page["data"]
+                query["after"], more = str(page["next"]), page["has_more"]
+            return
+        query["follow"] = "true"
+        for line in self._follow(path, query, "application/x-ndjson"):
+            if line is None:
+                if self._ended(job_id, query["after"]):
+                    return
+            elif (event := _event(line)) is not None:
+                query["after"] = str(event["seq"])
+                yield event
+                if event["kind"] == "end":
+                    return
+
+    def download(self, job_id: int, which: str | int, name: str, target: Path, *, sha256: str | None = None) -> Path:
+        """Save `name` (`weights.safetensors` or `model.json`) of checkpoint `which` (a step, `best`, `last`) as `target`.
+
+        The file appears whole or not at all. Raises GraftError where its hash is not `sha256`.
+        """
+        target.parent.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256()
+        descriptor, part = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            path = f"/jobs/{job_id}/checkpoints/{which}/{name}"
+            with os.fdopen(descriptor, "wb") as file, self._stream(path, {}, "*/*") as response:
+                for block in response.iter_bytes():
+                    digest.update(block)
+                    file.write(block)
+            if sha256 is not None and digest.hexdigest() != sha256:
+                raise GraftError(f"{name} of checkpoint {which} arrived damaged; download it again")
+            Path(part).chmod(0o644)
+            Path(part).replace(target)
+        finally:
+            Path(part).unlink(missing_ok=True)
+        return target
+
+    # How
+
+    def _follow(self, path: str, query: Mapping[str, str], accept: str) -> Iterator[str | None]:
+        """The lines of a stream that is opened anew, by `query` as it is then, when it is cut; None where one ended."""
+        failing: float | None = None
+        while True:
+            try:
+                with self._stream(path, query, accept, silence=SILENCE_SECONDS) as response:
+                    for line in response.iter_lines():
+                        failing = None
+                        yield line
+            except (UnreachableError, RefusedError) as error:
+                if isinstance(error, RefusedError) and error.status < 500:
+                    raise
+                failing = failing or time.monotonic()
+                if time.monotonic() - failing > self.patience:
+                    raise
+            else:
+                yield None
+            time.sleep(RETRY_SECONDS)
+
+    def _ended(self, job_id: int, cursor: str | None = None) -> bool:
+        """Whether the job has ended, and nothing lies past `cursor`. False while nobody answers."""
+        try:
+            if self.job(job_id)["state"] not in FINAL_STATES:
+                return False
+            path, query = f"/jobs/{job_id}/events", {"after": cursor, "limit": 1}
+            return cursor is None or not self._json("GET", path, query=query)["data"]
+        except UnreachableError:
+            return False
+
+    def _json(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Json | None = None,
+        query: Mapping[str, str | int | None] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Json:
+        params = {name: value for name, value in (query or {}).items() if value is not None}
+        try:
+            response = self._http.request(method, path, json=body, params=params, headers=headers)
+        except httpx.RequestError as error:
+            raise self._unreachable(error) from error
+        if response.is_error:
+            raise RefusedError.of(response)
+        try:
+            answer: Json = response.json()
+        except ValueError:
+            raise UnreachableError(f"what answers at {self.url} is no Graft service: {path} gave no JSON") from None
+        return answer
+
+    @contextmanager
+    def _stream(self, path: str, query: Mapping[str, str], accept: str, *, silence: float = 90.0) -> Iterator[httpx.Response]:
+        """A response whose body is read as it comes; `silence`: seconds without a byte after which it counts as cut."""
+        timeout = httpx.Timeout(silence, connect=10.0)
+        try:
+            with self._http.stream("GET", path, params=query, headers={"Accept": accept}, timeout=timeout) as response:
+                if response.is_error:
+                    response.read()
+                    raise RefusedError.of(response)
+                yield response
+        except httpx.RequestError as error:
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: Exception) -> UnreachableError:
+        return UnreachableError(f"no answer from {self.url} ({error or type(error).__name__}); is `graft serve` running there?")
+
+
+def _event(line: str) -> Json | None:
+    """The event on a line; None for a heartbeat, and for a line that was cut off on its way."""
+    try:
+        event: Json | None = json.loads(line) if line.strip() else None
+    except ValueError:
+        return None
+    return event
