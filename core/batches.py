@@ -1,0 +1,265 @@
+"""Batches: the order of samples as a function of (seed, epoch), images decoded once where they fit, normalised on the device.
+
+Images travel and are held as uint8, at the model's size and with their own number of channels; only a batch becomes float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+import torch.utils.data
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from torchvision.transforms.v2 import functional as transforms
+
+from core.errors import DataError, SpecError
+from core.images import Images
+from core.places import Places
+from core.randomness import generator
+from core.spec import LoaderSpec
+
+Triple = tuple[float, float, float]
+Bounds = list[tuple[int, int]]
+_ORDER = 0  # keys the draw of an epoch's order apart from that of the held-out samples
+_CHUNK = 256  # images that are decoded together for the resident tier
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images reach the model: float32 [B, 3, size, size], (x / 255 - mean) / std."""
+
+    size: int
+    mean: Triple
+    std: Triple
+
+
+class Loader:
+    """One split as batches of (images float32 [B, 3, S, S], labels int64 [B]), both on the device.
+
+    `tier`: `resident` (decoded once, held as uint8 on the device) or `streaming` (decoded each epoch); `bytes`: the former's size.
+    """
+
+    def __init__(
+        self, source: Resident | Streaming, labels: Tensor, preprocessing: Preprocessing, *,
+        bounds: Bounds, shuffle_seed: int | None,
+    ) -> None:  # fmt: skip
+        self.tier: Literal["resident", "streaming"] = source.tier
+        self.bytes = source.bytes
+        self.samples = bounds[-1][1]
+        """Samples per epoch: fewer than the split has where the ragged batch is left out."""
+        self._source = source
+        self._labels = labels
+        self._bounds = bounds
+        self._shuffle_seed = shuffle_seed
+        self._normalise = Normalise(preprocessing, labels.device)
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return len(self._bounds)
+
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one epoch. Draws nothing from the global random state."""
+        order = self.order(epoch)
+        on_device = order.to(self._labels.device)
+        pixels = self._source.batches(order, self._bounds)
+        for (first, last), images in zip(self._bounds, pixels, strict=True):
+            yield self._normalise(images), self._labels.index_select(0, on_device[first:last])
+
+    def order(self, epoch: int) -> Tensor:
+        """The indices of the samples in the order of that epoch, int64 [N]: a function of (seed, epoch) alone."""
+        if self._shuffle_seed is None:
+            return torch.arange(len(self._labels))
+        return torch.randperm(len(self._labels), generator=generator(self._shuffle_seed, _ORDER, epoch))
+
+    def close(self) -> None:
+        """End the reading processes, if there are any."""
+        self._source.close()
+
+
+def make_loader(
+    images: Images, spec: LoaderSpec, preprocessing: Preprocessing, *,
+    channels: int, seed: int, train: bool, device: torch.device, places: Places,
+) -> Loader:  # fmt: skip
+    """The batches of a split. Where its decoded bytes fit `places.resident_bytes` they are decoded here, once.
+
+    Only a training split is shuffled, and loses its last, ragged batch with `drop_last`. Raises SpecError where that leaves
+    nothing, and DataError, which names the file, where an image cannot be read.
+    """
+    if not train:
+        spec = spec.model_copy(update={"drop_last": False})
+    bounds = batch_bounds(len(images), spec)
+    if not bounds:
+        raise SpecError.at(
+            "/loader/drop_last",
+            f"{len(images)} training images are less than one batch of {spec.batch_size}: nothing is left; lower batch_size",
+        )
+    decoder = _Decoder(images, preprocessing.size)
+    size = estimate(images, preprocessing, channels)
+    source: Resident | Streaming
+    if size <= places.resident_bytes:
+        source = Resident(_decode_all(decoder, channels, spec.workers).to(device))
+    else:
+        source = Streaming(decoder, size, spec.workers, device)
+    shuffle_seed = seed if train and spec.shuffle else None
+    return Loader(source, images.labels.to(device), preprocessing, bounds=bounds, shuffle_seed=shuffle_seed)
+
+
+def estimate(images: Images, preprocessing: Preprocessing, channels: int) -> int:
+    """Bytes of the split when decoded; nothing is read."""
+    return len(images) * channels * preprocessing.size**2
+
+
+def steps_per_epoch(samples: int, spec: LoaderSpec) -> int:
+    """Batches of a training epoch; 0 where `drop_last` leaves none."""
+    return len(batch_bounds(samples, spec))
+
+
+def batch_bounds(samples: int, spec: LoaderSpec) -> Bounds:
+    """Where each batch begins and ends in the epoch's order.
+
+    The last, ragged one is kept unless `drop_last`; a lone last sample joins the batch before it, for BatchNorm cannot train
+    on one.
+    """
+    size = spec.batch_size
+    bounds = [(first, min(first + size, samples)) for first in range(0, samples, size)]
+    ragged = samples % size
+    if ragged and spec.drop_last:
+        bounds.pop()
+    elif ragged == 1 and len(bounds) > 1:
+        bounds[-2:] = [(bounds[-2][0], samples)]
+    return bounds
+
+
+class Normalise:
+    """uint8 [B, 1 or 3, S, S] to float32 [B, 3, S, S], in one fused multiply-add; grey becomes three equal channels."""
+
+    def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
+        mean = torch.tensor(preprocessing.mean, dtype=torch.float64)
+        std = torch.tensor(preprocessing.std, dtype=torch.float64)
+        self._scale = (1 / (255 * std)).view(1, 3, 1, 1).to(torch.float32).to(device)
+        self._shift = (-mean / std).view(1, 3, 1, 1).to(torch.float32).to(device)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """A new tensor."""
+        return torch.addcmul(self._shift, pixels.to(torch.float32), self._scale)
+
+
+def fit(image: Tensor, size: int) -> Tensor:
+    """uint8 [..., C, H, W] to [..., C, size, size]: the central square, its side resized with antialias.
+
+    torchvision's presets resize the shorter side, then crop; cropping first gives the same square, and a panorama costs no
+    more than it shows.
+    """
+    height, width = image.shape[-2:]
+    if height != width:
+        image = transforms.center_crop(image, [min(height, width)] * 2)
+    if image.shape[-1] == size:
+        return image
+    return transforms.resize(image, [size, size], antialias=True)
+
+
+class Resident:
+    """The whole split on the device, uint8 [N, C, S, S]: a batch is one gather."""
+
+    tier: Literal["resident"] = "resident"
+
+    def __init__(self, pixels: Tensor) -> None:
+        self._pixels = pixels
+        self.bytes = pixels.numel()
+
+    def batches(self, order: Tensor, bounds: Bounds) -> Iterator[Tensor]:
+        """uint8 [B, C, S, S] for each of `bounds`."""
+        order = order.to(self._pixels.device)
+        for first, last in bounds:
+            yield self._pixels.index_select(0, order[first:last])
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class Streaming:
+    """Each batch decoded when its turn comes, by `workers` processes ahead of it, or here where there are none."""
+
+    tier: Literal["streaming"] = "streaming"
+
+    def __init__(self, decoder: _Decoder, size: int, workers: int, device: torch.device) -> None:
+        self.bytes = size
+        self._device = device
+        self._sampler = _Pieces()
+        self._loader: DataLoader[Tensor | DataError] | None = DataLoader(
+            decoder,
+            batch_sampler=self._sampler,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            collate_fn=_as_it_is,
+            pin_memory=device.type == "cuda",
+            generator=generator(0),  # else each epoch, validation's too, would draw a seed from the global generator
+        )
+
+    def batches(self, order: Tensor, bounds: Bounds) -> Iterator[Tensor]:
+        """uint8 [B, C, S, S] for each of `bounds`. Raises DataError where an image cannot be read."""
+        if self._loader is None:
+            raise RuntimeError("this loader is closed")
+        self._sampler.pieces = [order[first:last].tolist() for first, last in bounds]
+        for batch in self._loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch.to(self._device, non_blocking=True)
+
+    def close(self) -> None:
+        """End the processes: they live as long as the DataLoader."""
+        self._loader = None
+
+
+class _Batched(Protocol):
+    def __getitems__(self, indices: Sequence[int]) -> Tensor | DataError: ...
+
+
+class _Decoder(torch.utils.data.Dataset["Tensor | DataError"]):
+    """Batches of images as uint8 [B, C, S, S]. An error is handed over as a value: a DataLoader would turn it into its traceback."""
+
+    def __init__(self, images: Images, size: int) -> None:
+        self.images = images
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices: Sequence[int]) -> Tensor | DataError:
+        try:
+            if self.images.shape() is not None:
+                return fit(torch.stack([self.images.read(index) for index in indices]), self.size)
+            return torch.stack([fit(self.images.read(index), self.size) for index in indices])
+        except DataError as error:
+            return error
+
+
+class _Pieces(Sampler[list[int]]):
+    """The batches of the epoch that comes next; the processes of a DataLoader outlive an epoch, its order does not."""
+
+    def __init__(self) -> None:
+        self.pieces: list[list[int]] = []
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.pieces)
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+
+def _as_it_is(batch: Tensor | DataError) -> Tensor | DataError:
+    return batch
+
+
+def _decode_all(decoder: _Decoder, channels: int, workers: int) -> Tensor:
+    """Every image, in order: uint8 [N, C, S, S]."""
+    total = len(decoder)
+    pixels = torch.empty((total, channels, decoder.size, decoder.size), dtype=torch.uint8)
+    bounds = [(first, min(first + _CHUNK, total)) for first in range(0, total, _CHUNK)]
+    reader = Streaming(decoder, pixels.numel(), min(workers, len(bounds)), torch.device("cpu"))
+    for (first, last), batch in zip(bounds, reader.batches(torch.arange(total), bounds), strict=True):
+        pixels[first:last] = batch
+    return pixels

@@ -1,0 +1,202 @@
+"""Labelled images, wherever they lie: in arrays, in files, or behind a torchvision dataset."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from core.errors import DataError
+
+
+POINTER = "/dataset/source"
+"""Where a spec names its dataset: errors of opening one point there."""
+
+
+class Images(Protocol):
+    """The labelled images of one split. They may be read in any order, and from several processes."""
+
+    labels: Tensor
+    """int64 [N], each from 0 to the number of classes."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def read(self, index: int) -> Tensor:
+        """One image as uint8 [C, H, W] at its native size. Raises DataError, which names the file."""
+        ...
+
+    def name(self, index: int) -> str:
+        """Its file name, or the like of `train[17]`."""
+        ...
+
+    def shape(self) -> tuple[int, int] | None:
+        """(H, W) where all have the same, known without reading; else None."""
+        ...
+
+    def digest(self) -> bytes:
+        """SHA-256 of what tells this split from another: the pixels of arrays, else names, sizes and labels."""
+        ...
+
+
+class ArrayImages:
+    """Images in one uint8 tensor [N, C, H, W]."""
+
+    def __init__(self, pixels: Tensor, labels: Tensor, split: str) -> None:
+        self.pixels = pixels
+        self.labels = labels
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> Tensor:
+        """One image, a view."""
+        return self.pixels[index]
+
+    def name(self, index: int) -> str:
+        """`train[17]`."""
+        return f"{self.split}[{index}]"
+
+    def shape(self) -> tuple[int, int] | None:
+        """(H, W) of all."""
+        return self.pixels.shape[-2], self.pixels.shape[-1]
+
+    def digest(self) -> bytes:
+        """Over the pixels and the labels."""
+        sha = hashlib.sha256(str(tuple(self.pixels.shape)).encode())
+        sha.update(self.pixels.contiguous().numpy().data)
+        sha.update(self.labels.numpy().data)
+        return sha.digest()
+
+
+class FileImages:
+    """Image files, decoded by Pillow to RGB each time they are read."""
+
+    def __init__(self, root: Path, names: Sequence[str], labels: Tensor) -> None:
+        self.root = root
+        self.names = list(names)
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, index: int) -> Tensor:
+        """One image as uint8 [3, H, W]."""
+        try:
+            with Image.open(self.root / self.names[index]) as image:
+                return to_tensor(image, 3)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"the image {self.names[index]} cannot be read: {error}") from None
+
+    def name(self, index: int) -> str:
+        """The path below the dataset's root."""
+        return self.names[index]
+
+    def shape(self) -> tuple[int, int] | None:
+        """Unknown: files differ."""
+        return None
+
+    def digest(self) -> bytes:
+        """Over names, sizes and labels; no file is read."""
+        return _digest_of_files(self.root, self.names, self.labels)
+
+
+class DatasetImages:
+    """The samples of a torchvision dataset that yields (PIL image, target) pairs."""
+
+    def __init__(self, dataset: Any, labels: Tensor, root: Path, names: Sequence[str], channels: int) -> None:
+        self.dataset = dataset
+        self.labels = labels
+        self.root = root
+        self.names = list(names)
+        self.channels = channels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> Tensor:
+        """One image as uint8 [C, H, W]."""
+        try:
+            return to_tensor(self.dataset[index][0], self.channels)
+        except (OSError, SyntaxError, ValueError, KeyError, Image.DecompressionBombError) as error:
+            raise DataError(f"the image {self.names[index]} cannot be read: {error}") from None
+
+    def name(self, index: int) -> str:
+        """The path below the dataset's root, or the like of `train[17]`."""
+        return self.names[index]
+
+    def shape(self) -> tuple[int, int] | None:
+        """Unknown until read."""
+        return None
+
+    def digest(self) -> bytes:
+        """Over names, sizes where they are files, and labels."""
+        return _digest_of_files(self.root, self.names, self.labels)
+
+
+class Part:
+    """Some of another split's images, by index."""
+
+    def __init__(self, images: Images, indices: Tensor) -> None:
+        self.images = images
+        self.indices = indices.tolist()
+        self.labels = images.labels[indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> Tensor:
+        """As the whole reads it."""
+        return self.images.read(self.indices[index])
+
+    def name(self, index: int) -> str:
+        """As the whole names it."""
+        return self.images.name(self.indices[index])
+
+    def shape(self) -> tuple[int, int] | None:
+        """As the whole."""
+        return self.images.shape()
+
+    def digest(self) -> bytes:
+        """Over the whole and the choice."""
+        return hashlib.sha256(self.images.digest() + np.asarray(self.indices, dtype=np.int64).tobytes()).digest()
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A source as it was found. `validation` is None where it has no split of its own."""
+
+    classes: Sequence[str]
+    train: Images
+    validation: Images | None
+    channels: int
+
+
+def to_tensor(image: Image.Image, channels: int) -> Tensor:
+    """A PIL image as uint8 [channels, H, W]; transparency and palettes are converted as ImageFolder does."""
+    array = np.array(image.convert("L" if channels == 1 else "RGB"))  # a copy: Pillow's buffer is read-only
+    tensor = torch.from_numpy(array)
+    return tensor[None] if channels == 1 else tensor.permute(2, 0, 1)
+
+
+def _digest_of_files(root: Path, names: Sequence[str], labels: Tensor) -> bytes:
+    sha = hashlib.sha256()
+    for name, label in zip(names, labels.tolist(), strict=True):
+        sha.update(f"{name}\0{_size_of(root / name)}\0{label}\n".encode(errors="surrogateescape"))
+    return sha.digest()
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1

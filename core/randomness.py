@@ -1,0 +1,45 @@
+"""Randomness: draws that are a function of their key, and the global generators saved and put back."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def generator(*key: int) -> torch.Generator:
+    """A CPU generator of its own, seeded by all of `key`: a draw from it neither reads nor moves the global state.
+
+    The key goes through NumPy's SeedSequence because torch's CPU engine looks at the low 32 bits of a seed alone.
+    """
+    state = np.random.SeedSequence(key).generate_state(1)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+def capture(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state of every global generator: tensors (torch, the device's, NumPy's words) and what JSON can hold of the rest."""
+    name, words, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002  (the global one is what user code draws from)
+    version, internal, gauss_next = random.getstate()
+    tensors = {
+        "torch": torch.get_rng_state(),
+        "numpy": torch.from_numpy(np.asarray(words).astype(np.int64)),
+        "python": torch.tensor(internal, dtype=torch.int64),
+    }
+    if device.type == "cuda":
+        tensors["cuda"] = torch.cuda.get_rng_state(device)
+    rest = {"numpy": [name, position, has_gauss, gauss], "python": [version, gauss_next]}
+    return tensors, rest
+
+
+def restore(tensors: dict[str, Tensor], rest: dict[str, Any], device: torch.device) -> None:
+    """Put back what `capture` took. A state that was taken on another kind of device leaves this device's as it is."""
+    torch.set_rng_state(tensors["torch"])
+    name, position, has_gauss, gauss = rest["numpy"]
+    np.random.set_state((name, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, gauss))  # noqa: NPY002
+    version, gauss_next = rest["python"]
+    random.setstate((version, tuple(tensors["python"].tolist()), gauss_next))
+    if device.type == "cuda" and "cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["cuda"], device)

@@ -1,0 +1,152 @@
+"""Open a classification dataset of torchvision, found below the inputs root or downloaded."""
+
+from __future__ import annotations
+
+import fcntl
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision.datasets
+from torch import Tensor
+
+from core import idx
+from core.errors import SpecError, did_you_mean
+from core.images import POINTER, ArrayImages, DatasetImages, FileImages, Images, Opened
+from core.places import Places
+from core.torchvision_sets import IDX_FILES, RECIPES, REFUSED, Recipe, class_names, column, folder_names
+
+
+def open_torchvision(name: str, places: Places) -> Opened:
+    """The dataset `name`: flat idx files, else torchvision's own layout, else a download where that is allowed."""
+    if name in REFUSED:
+        raise SpecError.at(POINTER, f"torchvision's {name} is no set for classification: {REFUSED[name]}")
+    if name not in RECIPES:
+        raise SpecError.at(POINTER, f"torchvision has no classification dataset '{name}'.{did_you_mean(name, RECIPES)}")
+    roots = [places.inputs, *(places.inputs / folder for folder in folder_names(name)), places.cache / "datasets"]
+    for root in roots:
+        if name in IDX_FILES and idx.find(root, f"{IDX_FILES[name][0]}-images-idx3-ubyte"):
+            return _open_idx(name, root)
+        for recipe in RECIPES[name]:
+            if not recipe.needs or (root / recipe.needs).exists():
+                return _open(name, recipe, root, download=False)
+    return _open_downloaded(name, places)
+
+
+def _open_idx(name: str, root: Path) -> Opened:
+    """The four idx files of MNIST and its kin, as packages and mirrors lay them: plain or `.gz`, in one folder."""
+    train, validation = (_read_idx(root, prefix) for prefix in IDX_FILES[name])
+    kind = getattr(torchvision.datasets, name)
+    classes = kind.classes_split_dict["balanced"] if name == "EMNIST" else kind.classes
+    return Opened(classes, train, validation, 1)
+
+
+def _read_idx(root: Path, prefix: str) -> ArrayImages:
+    tensors = []
+    for name, dimensions in ((f"{prefix}-images-idx3-ubyte", 3), (f"{prefix}-labels-idx1-ubyte", 1)):
+        path = idx.find(root, name)
+        if path is None:
+            raise SpecError.at(POINTER, f"{name} (or {name}.gz) is not beside the other idx files in {root}")
+        try:
+            tensors.append(idx.read(path, dimensions))
+        except idx.IdxError as error:
+            raise SpecError.at(POINTER, str(error)) from None
+    images, labels = tensors
+    if len(images) != len(labels):
+        raise SpecError.at(POINTER, f"{prefix}: {len(images)} images, but {len(labels)} labels")
+    return ArrayImages(images[:, None], labels.to(torch.int64), "train" if prefix.endswith("train") else "validation")
+
+
+def _open_downloaded(name: str, places: Places) -> Opened:
+    kind = getattr(torchvision.datasets, name)
+    recipe = RECIPES[name][0]
+    wanted = " or ".join(f"'{each.needs}'" for each in RECIPES[name])
+    missing = f"torchvision's {name} is not there: {wanted} is not in the inputs directory, nor in a folder {name} of it"
+    if not places.download:
+        raise SpecError.at(POINTER, f"{missing}, and downloads are not allowed here (GRAFT_DOWNLOAD)")
+    if "download" not in inspect.signature(kind).parameters:
+        raise SpecError.at(POINTER, f"{missing}, and torchvision cannot download it")
+    root = places.cache / "datasets"
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / f".{name}.lock").open("w") as lock:  # two plans of one new dataset: the second waits, then finds it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _open(name, recipe, root, download=True)
+
+
+def _open(name: str, recipe: Recipe, root: Path, *, download: bool) -> Opened:
+    kind = getattr(torchvision.datasets, name)
+    # Always said where it can be said: SEMEION downloads by default.
+    more = {"download": download} if "download" in inspect.signature(kind).parameters else {}
+    where = () if name == "FakeData" else (root,)
+    try:
+        train = kind(*where, **recipe.train, **more)
+        labels = _labels(train, recipe)
+        if labels is None:
+            raise SpecError.at(POINTER, f"torchvision's {name} has no labels here")
+        classes = class_names(train, recipe) or tuple(str(label) for label in sorted(set(labels.tolist())))
+        if recipe.sort_classes:
+            by_name = torch.tensor([sorted(classes).index(name) for name in classes])
+            labels, classes = by_name[labels], tuple(sorted(classes))
+        opened = _split(train, recipe, labels, "train", root, classes)
+        held = _held_out(kind, recipe, root, where, more, classes)
+    except SpecError:
+        raise
+    except Exception as error:  # torchvision's readers raise anything on damaged files; all mean this
+        raise SpecError.at(POINTER, f"torchvision cannot open its {name} below {root}: {type(error).__name__}: {error}") from error
+    channels = opened.pixels.shape[1] if isinstance(opened, ArrayImages) else 3
+    return Opened(classes, opened, held, channels)
+
+
+def _held_out(kind: Any, recipe: Recipe, root: Path, where: Any, more: Any, classes: tuple[str, ...]) -> Images | None:
+    """The validation split; None where there is none, or where it came without labels (FER2013's test file)."""
+    if recipe.validation is None:
+        return None
+    if "version" in recipe.validation and not (root / recipe.validation["version"]).exists():
+        return None  # INaturalist: each version is a folder, and the one for validation may not be there
+    dataset = kind(*where, **recipe.validation, **more)
+    labels = _labels(dataset, recipe)
+    return None if labels is None else _split(dataset, recipe, labels, "validation", root, classes)
+
+
+def _split(dataset: Any, recipe: Recipe, labels: Tensor, split: str, root: Path, classes: tuple[str, ...]) -> Images:
+    labels = _as_indices(labels, classes, named=bool(class_names(dataset, recipe)))
+    if recipe.pixels:
+        return ArrayImages(_pixels(column(dataset, recipe.pixels), recipe.layout), labels, split)
+    if recipe.files is None:
+        return DatasetImages(dataset, labels, root, [f"{split}[{index}]" for index in range(len(labels))], 3)
+    paths = recipe.files(dataset) if callable(recipe.files) else column(dataset, recipe.files)
+    # Some readers list folders in whatever order the file system has; ours is by name, everywhere.
+    names = [str(Path(path).relative_to(root)) for path in paths]
+    order = sorted(range(len(names)), key=names.__getitem__)
+    return FileImages(root, [names[index] for index in order], labels[torch.tensor(order, dtype=torch.int64)])
+
+
+def _labels(dataset: Any, recipe: Recipe) -> Tensor | None:
+    """int64 [N]; None where the files came without."""
+    values = recipe.labels(dataset) if callable(recipe.labels) else column(dataset, recipe.labels)
+    if isinstance(values, list) and any(value is None for value in values):
+        return None
+    return torch.as_tensor(np.asarray(values).astype(np.int64))
+
+
+def _as_indices(labels: Tensor, classes: tuple[str, ...], *, named: bool) -> Tensor:
+    """Labels as class indices: where torchvision names no classes, their own values are the names."""
+    if named:
+        return labels
+    index = {int(value): position for position, value in enumerate(classes)}
+    strange = sorted(set(labels.tolist()) - set(index))
+    if strange:
+        raise SpecError.at(POINTER, f"its validation split has labels that its training split has not: {strange[:5]}")
+    return torch.tensor([index[label] for label in labels.tolist()], dtype=torch.int64)
+
+
+def _pixels(values: Any, layout: str) -> Tensor:
+    """Any of torchvision's array layouts as uint8 [N, C, H, W]."""
+    if isinstance(values, list):
+        values = torch.stack(values)
+    tensor = torch.as_tensor(values)
+    if layout == "NHW":
+        return tensor[:, None].contiguous()
+    return (tensor.permute(0, 3, 1, 2) if layout == "NHWC" else tensor).contiguous()
