@@ -1,0 +1,61 @@
+"""The one statement that changes a job's state, with the events that tell of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import ColumnElement, null, update
+from sqlalchemy.orm import Session
+
+from core.events import EndData, Failure, JobState, StateData
+from store.clock import moment
+from store.events import NewEvent, record
+from store.states import FINAL, sources
+from store.tables import Command, Job
+
+
+def change(
+    session: Session,
+    where: ColumnElement[bool],
+    to: JobState,
+    *,
+    by: str,
+    reason: str | None = None,
+    failure: Failure | None = None,
+    **values: Any,
+) -> Job | None:
+    """Move the job that `where` names to state `to`, if the table of states allows it; None where it does not, or no such job.
+
+    Appends the `state` event, and for a final state `end` after it, in the same transaction. `values` are further columns.
+    """
+    final = to in FINAL
+    if to != "running":
+        values |= {"lease_owner": null(), "lease_until": null()}
+    if final:
+        values |= {"ended_at": moment(session), "requested": null(), "failure": failure.model_dump() if failure else null()}
+    statement = (
+        update(Job)
+        .where(where, Job.state.in_(sources(to)))
+        .values(state=to, last_seq=Job.last_seq + (2 if final else 1), **values)
+        .returning(Job, moment(session))
+    )
+    row = session.execute(statement, execution_options={"synchronize_session": False, "populate_existing": True}).one_or_none()
+    if row is None:
+        return None
+    job, at = row
+    events = [_event(job, StateData(state=to, reason=reason, by=by))]
+    if final:
+        events.append(_event(job, EndData(state=to, failure=failure, last_seq=job.last_seq)))
+        _close_commands(session, job.id)
+    record(session, job.id, attempt=job.attempt, last_seq=job.last_seq, at=at, events=events)
+    return job
+
+
+def _event(job: Job, data: StateData | EndData) -> NewEvent:
+    return NewEvent(job.step, data.kind, data.model_dump())
+
+
+def _close_commands(session: Session, job_id: int) -> None:
+    """What was still asked of a job that has ended is moot."""
+    statement = update(Command).where(Command.job_id == job_id, Command.done_at.is_(None))
+    session.execute(statement.values(done_at=moment(session)), execution_options={"synchronize_session": False})

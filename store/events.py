@@ -1,0 +1,187 @@
+"""The log: append to it, read it, fold it. `seq` runs from 1 without gaps, and commit order is `seq` order."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from sqlalchemy import insert, select, update
+from sqlalchemy.orm import Session
+
+from core import events as schema
+from core.events import CheckpointData, EndData, IterationsData, RewoundData, Row, StateData
+from store.clock import iso, moment
+from store.errors import NotFound
+from store.fence import Lease, held, lost
+from store.losses import Losses, buckets
+from store.progress import KINDS as PROGRESS
+from store.progress import Progress
+from store.states import FINAL
+from store.tables import EventRecord, Job
+
+__all__ = [
+    "Losses",
+    "NewEvent",
+    "StoredEvent",
+    "append",
+    "buckets",
+    "checkpoints",
+    "folded",
+    "last_seq",
+    "latest",
+    "losses",
+    "read",
+    "record",
+]
+
+OURS = frozenset({StateData.kind, EndData.kind})
+"""Kinds that only a change of state writes."""
+
+
+@dataclass(frozen=True)
+class NewEvent:
+    """An event before it has its number."""
+
+    step: int
+    kind: str
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StoredEvent:
+    """An event of the log. `data` is raw JSON, `at` ISO 8601 in UTC."""
+
+    seq: int
+    at: str
+    attempt: int
+    step: int
+    kind: str
+    data: str
+
+    def envelope(self) -> bytes:
+        """The event as one JSON object, on one line, without the newline."""
+        head = f'{{"seq":{self.seq},"at":"{self.at}","attempt":{self.attempt},"step":{self.step},"kind":"{self.kind}","data":'
+        return f"{head}{self.data}}}".encode()
+
+
+def append(session: Session, lease: Lease, events: Sequence[NewEvent]) -> int:
+    """Write events of a running job; the last one's `seq` is returned.
+
+    One fenced UPDATE takes the numbers and keeps the job's progress. Raises LeaseLost, ValueError for a kind that is no event
+    of a trainer.
+    """
+    for event in events:
+        if event.kind in OURS or event.kind not in schema.KINDS:
+            raise ValueError(f"'{event.kind}' is no event that a trainer writes")
+    statement = (
+        update(Job)
+        .where(held(lease))
+        .values(last_seq=Job.last_seq + len(events), **_progress(session, lease, events))
+        .returning(Job.last_seq, moment(session))
+    )
+    row = session.execute(statement, execution_options={"synchronize_session": False}).one_or_none()
+    if row is None:
+        raise lost(lease)
+    seq, at = row
+    record(session, lease.job_id, attempt=lease.attempt, last_seq=seq, at=at, events=events)
+    return seq
+
+
+def _progress(session: Session, lease: Lease, events: Sequence[NewEvent]) -> dict[str, Any]:
+    """The columns that these events change. Only the lease's holder writes them, so reading them first is safe."""
+    rows = [Row(0, event.step, event.kind, event.data) for event in events if event.kind in PROGRESS]
+    if not rows:
+        return {}
+    if any(row.kind == RewoundData.kind for row in rows):
+        progress = Progress().after_all(schema.fold([*_rows(session, lease.job_id, PROGRESS), *rows]))
+    else:
+        columns = select(Job.step, Job.epoch, Job.latest, Job.best).where(Job.id == lease.job_id)
+        stored = session.execute(columns).one_or_none()
+        if stored is None:
+            raise lost(lease)
+        progress = Progress(*stored).after_all(rows)
+    values: dict[str, Any] = vars(progress)
+    if any(row.kind == CheckpointData.kind for row in rows):
+        values = {**values, "failures": 0}  # what follows is a new try, not one more of the same
+    return values
+
+
+def record(session: Session, job_id: int, *, attempt: int, last_seq: int, at: float, events: Sequence[NewEvent]) -> None:
+    """Insert events whose numbers, ending with `last_seq`, an UPDATE of the job has just taken."""
+    first = last_seq - len(events) + 1
+    if not events:
+        return
+    session.execute(
+        insert(EventRecord),
+        [
+            {
+                "job_id": job_id,
+                "seq": seq,
+                "at": at,
+                "attempt": attempt,
+                "step": event.step,
+                "kind": event.kind,
+                "data": orjson.dumps(event.data).decode(),
+            }
+            for seq, event in enumerate(events, first)
+        ],
+    )
+
+
+def read(session: Session, job_id: int, *, after: int = 0, limit: int, kinds: Collection[str] | None = None) -> list[StoredEvent]:
+    """A page of the log: what follows `after`, oldest first; `kinds` leaves the others out."""
+    columns = (EventRecord.seq, EventRecord.at, EventRecord.attempt, EventRecord.step, EventRecord.kind, EventRecord.data)
+    statement = select(*columns).where(EventRecord.job_id == job_id, EventRecord.seq > after)
+    if kinds is not None:
+        statement = statement.where(EventRecord.kind.in_(kinds))
+    rows = session.execute(statement.order_by(EventRecord.seq).limit(limit))
+    return [StoredEvent(seq, iso(at), attempt, step, kind, data) for seq, at, attempt, step, kind, data in rows]
+
+
+def last_seq(session: Session, job_id: int) -> tuple[int, bool]:
+    """The `seq` of the last event, and whether nothing will follow it. Raises NotFound."""
+    row = session.execute(select(Job.last_seq, Job.state).where(Job.id == job_id)).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no job {job_id}")
+    return row[0], row[1] in FINAL
+
+
+def latest(session: Session, job_id: int, kind: str) -> dict[str, Any] | None:
+    """The data of the last event of this kind, or None before there is one."""
+    statement = select(EventRecord.data).where(EventRecord.job_id == job_id, EventRecord.kind == kind)
+    data = session.execute(statement.order_by(EventRecord.seq.desc()).limit(1)).scalar_one_or_none()
+    return None if data is None else orjson.loads(data)
+
+
+def folded(session: Session, job_id: int, kinds: Collection[str]) -> list[Row]:
+    """The events of these kinds with `rewound` applied: each step once."""
+    rows = schema.fold(_rows(session, job_id, {*kinds, RewoundData.kind}))
+    return [row for row in rows if row.kind in kinds]
+
+
+def losses(session: Session, job_id: int) -> Losses:
+    """Every optimizer step's loss, each once."""
+    return Losses.of(folded(session, job_id, {IterationsData.kind}))
+
+
+def checkpoints(session: Session, job_id: int) -> list[dict[str, Any]]:
+    """The checkpoints that the spec keeps, oldest first: each event's data, with `best` true for the best one of now.
+
+    Raises NotFound.
+    """
+    spec = session.execute(select(Job.spec).where(Job.id == job_id)).scalar_one_or_none()
+    if spec is None:
+        raise NotFound(f"there is no job {job_id}")
+    rule = spec["checkpoint"]
+    written = [row.data for row in folded(session, job_id, {CheckpointData.kind})]
+    kept = schema.retained(written, rule["keep_last"], rule["keep_best"], rule["metric"])
+    best = schema.best(written, rule["metric"])
+    return [{**data, "best": data is best} for data in written if data["step"] in kept]
+
+
+def _rows(session: Session, job_id: int, kinds: Collection[str]) -> list[Row]:
+    statement = select(EventRecord.seq, EventRecord.step, EventRecord.kind, EventRecord.data)
+    statement = statement.where(EventRecord.job_id == job_id, EventRecord.kind.in_(kinds)).order_by(EventRecord.seq)
+    return [Row(seq, step, kind, orjson.loads(data)) for seq, step, kind, data in session.execute(statement)]

@@ -1,0 +1,134 @@
+"""Jobs as people see them: made, read, listed, counted."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, func, literal, or_, select, text, type_coerce
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from core.events import JobState, StateData
+from store.clock import now
+from store.errors import Conflict, NotFound
+from store.events import NewEvent, record
+from store.tables import Job
+
+
+def create(
+    session: Session, *, spec: dict[str, Any], plan: dict[str, Any], key: str | None = None, body_hash: str | None = None
+) -> tuple[Job, bool]:
+    """A new job, queued, and True; or the one that the same `key` and body made before, and False.
+
+    `spec` is resolved; `plan` holds the plan's facts, of which `steps.total` is read here. Raises Conflict where the key was
+    used for another body.
+    """
+    if key is not None and (job := _keyed(session, key, body_hash)) is not None:
+        return job, False
+    job = _new(spec, plan, now(session))
+    job.idempotency_key, job.body_hash = key, body_hash
+    try:
+        with session.begin_nested():
+            session.add(job)
+            session.flush()
+    except IntegrityError:
+        # PostgreSQL: another request with this key committed between the look and the insert
+        if key is None or (earlier := _keyed(session, key, body_hash)) is None:
+            raise
+        return earlier, False
+    queued = NewEvent(0, StateData.kind, StateData(state="queued", by="api").model_dump())
+    record(session, job.id, attempt=0, last_seq=1, at=job.created_at, events=[queued])
+    return job, True
+
+
+def _new(spec: dict[str, Any], plan: dict[str, Any], at: float) -> Job:
+    resources = spec["resources"]
+    return Job(
+        name=spec["name"],
+        labels=spec["labels"],
+        spec=spec,
+        plan=plan,
+        state="queued",
+        queue=resources["queue"],
+        priority=resources["priority"],
+        gpus=resources["gpus"],
+        attempt=0,
+        failures=0,
+        max_attempts=resources["max_attempts"],
+        last_seq=1,
+        step=0,
+        epoch=0,
+        steps_total=plan.get("steps", {}).get("total"),
+        epochs=spec["training"]["epochs"],
+        latest={},
+        created_at=at,
+        queued_at=at,
+    )
+
+
+def _keyed(session: Session, key: str, body_hash: str | None) -> Job | None:
+    job = session.scalars(select(Job).where(Job.idempotency_key == key)).one_or_none()
+    if job is not None and job.body_hash != body_hash:
+        raise Conflict(f"this Idempotency-Key made job {job.id} from another body; send a new key with a new body")
+    return job
+
+
+def get(session: Session, job_id: int) -> Job:
+    """The job. Raises NotFound."""
+    job = session.get(Job, job_id)
+    if job is None:
+        raise NotFound(f"there is no job {job_id}")
+    return job
+
+
+def find(
+    session: Session,
+    *,
+    state: JobState | None = None,
+    labels: Mapping[str, str] | None = None,
+    limit: int = 50,
+    after: int | None = None,
+) -> tuple[list[Job], bool]:
+    """A page of jobs, newest first, and whether there are more; the next page is `after` the last one's id.
+
+    `labels` must all be there, with these values.
+    """
+    statement = select(Job).order_by(Job.id.desc()).limit(limit + 1)
+    if state is not None:
+        statement = statement.where(Job.state == state)
+    if after is not None:
+        statement = statement.where(Job.id < after)
+    for name, value in (labels or {}).items():
+        statement = statement.where(_labelled(session, name, value))
+    jobs = list(session.scalars(statement))
+    return jobs[:limit], len(jobs) > limit
+
+
+def _labelled(session: Session, name: str, value: str) -> ColumnElement[bool]:
+    if session.get_bind().dialect.name == "postgresql":
+        return type_coerce(Job.labels, JSONB).contains({name: value})
+    # a JSON path would need the name quoted, and SQLite cannot quote every name in one
+    label = func.json_each(Job.labels).table_valued("key", "value")
+    return select(literal(1)).select_from(label).where(label.c.key == name, label.c.value == value).exists()
+
+
+def position(session: Session, job: Job) -> int | None:
+    """How many jobs of its queue go before it (0: it is the next one); None where it does not wait."""
+    if job.state != "queued":
+        return None
+    earlier = or_(Job.queued_at < job.queued_at, and_(Job.queued_at == job.queued_at, Job.id < job.id))
+    before = or_(Job.priority > job.priority, and_(Job.priority == job.priority, earlier))
+    # the state is written out, as the index of waiting jobs has it: a parameter would hide it from the planner
+    waiting = select(func.count()).select_from(Job).where(text("jobs.state = 'queued'"), Job.queue == job.queue, before)
+    return session.execute(waiting).scalar_one()
+
+
+def counts(session: Session) -> dict[str, dict[str, int]]:
+    """How many jobs there are, by queue and state: `{"default": {"queued": 3}}`."""
+    found: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for queue, state, number in session.execute(select(Job.queue, Job.state, func.count()).group_by(Job.queue, Job.state)):
+        found[queue][state] = number
+    return dict(found)

@@ -1,0 +1,145 @@
+"""Who runs a job: claimed in one statement, fenced by `attempt`, taken back when the worker is not heard of."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, false, func, or_, select, text, update
+from sqlalchemy.orm import Session
+
+from core.events import Failure, JobState
+from store.changes import change
+from store.clock import moment
+from store.fence import Lease, held, hold, lost
+from store.tables import Job
+
+__all__ = ["Capacity", "Claim", "Lease", "claim", "finish", "give_back", "reap", "release", "renew"]
+
+QUEUED = text("jobs.state = 'queued'")
+RUNNING = text("jobs.state = 'running'")
+"""Written out, as the partial indexes have them: a bound parameter would hide it from the planner."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a worker got: the lease, and what it needs to run the job."""
+
+    lease: Lease
+    spec: dict[str, Any]
+    gpus: int
+    """How many of the worker's GPUs it takes; none means a CPU slot."""
+    plan: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a worker has free."""
+
+    gpus_free: int
+    gpus: int
+    """How many it has at all: a job that leaves it open takes one where there is any."""
+    cpu_free: int
+
+
+def claim(session: Session, *, owner: str, queues: Collection[str], capacity: Capacity, seconds: float) -> Claim | None:
+    """The best waiting job that fits, now leased to `owner`; None where there is none.
+
+    Highest priority first, then the longest waiting. No job can be claimed twice, however many workers ask at once.
+    """
+    best = (
+        select(Job.id)
+        .where(QUEUED, Job.queue.in_(queues), _fits(capacity))
+        .order_by(Job.priority.desc(), Job.queued_at, Job.id)
+        .limit(1)
+        .with_for_update(skip_locked=True, key_share=True)
+        .scalar_subquery()
+    )
+    job = change(
+        session,
+        Job.id == best,
+        "running",
+        by=owner,
+        attempt=Job.attempt + 1,
+        lease_owner=owner,
+        lease_until=moment(session) + seconds,
+        started_at=func.coalesce(Job.started_at, moment(session)),
+    )
+    if job is None:
+        return None
+    return Claim(Lease(job.id, job.attempt, owner, seconds), job.spec, _gpus(job.gpus, capacity), job.plan)
+
+
+def _gpus(wanted: int | None, capacity: Capacity) -> int:
+    return min(1, capacity.gpus) if wanted is None else wanted
+
+
+def _fits(capacity: Capacity) -> ColumnElement[bool]:
+    """What is free suffices. A job takes one GPU or one CPU slot, so that what is freed always goes to the head of the queue."""
+    wanted = func.coalesce(Job.gpus, _gpus(None, capacity))
+    on_gpu = and_(wanted > 0, wanted <= capacity.gpus_free)
+    return or_(on_gpu, wanted == 0 if capacity.cpu_free > 0 else false())
+
+
+def renew(session: Session, lease: Lease) -> bool:
+    """Hold the job for `lease.seconds` from now; False where it was lost. A late renewal counts if nobody took the job."""
+    statement = update(Job).where(held(lease)).values(lease_until=moment(session) + lease.seconds).returning(Job.id)
+    return session.execute(statement, execution_options={"synchronize_session": False}).one_or_none() is not None
+
+
+def finish(session: Session, lease: Lease, state: JobState, failure: Failure | None = None) -> None:
+    """End the job: `succeeded`, `failed` or `cancelled`. Raises LeaseLost."""
+    reason = failure.message if failure else "cancelled on request" if state == "cancelled" else None
+    if change(session, held(lease), state, by=lease.owner, reason=reason, failure=failure) is None:
+        raise lost(lease)
+
+
+def give_back(session: Session, lease: Lease, *, reason: str, failure: Failure | None = None, counted: bool = False) -> JobState:
+    """Put the job back into its queue, without losing its place; the new state is returned.
+
+    A `counted` one is a failed try: when `max_attempts` of them came in a row, the job ends as failed, by `failure`. A cancel
+    that was asked for in the meantime is obeyed. Raises LeaseLost.
+    """
+    job = hold(session, lease)
+    return _return(session, job, by=lease.owner, reason=reason, failure=failure, counted=counted)
+
+
+def reap(session: Session) -> list[int]:
+    """Take back the jobs whose lease ran out; their ids. Any number of reapers may run at once."""
+    return _take(session, Job.lease_until < moment(session), by="reaper")
+
+
+def release(session: Session, owner: str) -> list[int]:
+    """Take back the jobs of a worker that is known to be dead; their ids."""
+    return _take(session, Job.lease_owner == owner, by="reaper")
+
+
+def _take(session: Session, which: ColumnElement[bool], by: str) -> list[int]:
+    statement = select(Job).where(RUNNING, which).order_by(Job.id).with_for_update(skip_locked=True, key_share=True)
+    jobs = list(session.scalars(statement, execution_options={"populate_existing": True}))
+    for job in jobs:
+        failure = Failure(
+            type="worker_lost",
+            message=f"the worker {job.lease_owner} died or was cut off",
+            hint="Look at that worker's own log and at the host's memory; the job can be submitted again as it is.",
+        )
+        _return(session, job, by=by, reason=failure.message, failure=failure, counted=True)
+    return [job.id for job in jobs]
+
+
+def _return(session: Session, job: Job, *, by: str, reason: str, failure: Failure | None, counted: bool) -> JobState:
+    """`job` is locked by this transaction."""
+    state: JobState = "queued"
+    failures = job.failures + counted
+    if job.requested == "cancel":
+        state, reason, failure = "cancelled", "cancelled on request", None
+    elif counted and failures >= job.max_attempts:
+        state = "failed"
+    same = and_(Job.id == job.id, Job.attempt == job.attempt)
+    if (
+        change(session, same, state, by=by, reason=reason, failure=failure if state == "failed" else None, failures=failures)
+        is None
+    ):
+        raise RuntimeError(f"job {job.id} changed while it was locked")
+    return state

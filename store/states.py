@@ -1,0 +1,23 @@
+"""The states of a job: one table, and nothing else changes a state."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from core.events import JobState
+
+TRANSITIONS: dict[JobState, frozenset[JobState]] = {
+    "queued": frozenset({"running", "cancelled"}),
+    "running": frozenset({"succeeded", "failed", "cancelled", "queued"}),
+    "succeeded": frozenset(),
+    "failed": frozenset(),
+    "cancelled": frozenset(),
+}
+FINAL = frozenset(state for state, ways in TRANSITIONS.items() if not ways)
+"""Nothing leaves these; entering one appends the `end` event."""
+STATES: tuple[JobState, ...] = get_args(JobState)
+
+
+def sources(to: JobState) -> frozenset[JobState]:
+    """The states from which `to` may be entered."""
+    return frozenset(state for state, ways in TRANSITIONS.items() if to in ways)
