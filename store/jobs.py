@@ -26,7 +26,7 @@ def create(
     `spec` is resolved; `plan` holds the plan's facts, of which `steps.total` is read here. Raises Conflict where the key was
     used for another body.
     """
-    if key is not None and (job := _keyed(session, key, body_hash)) is not None:
+    if key is not None and (job := made_before(session, key, body_hash)) is not None:
         return job, False
     job = _new(spec, plan, now(session))
     job.idempotency_key, job.body_hash = key, body_hash
@@ -36,7 +36,7 @@ def create(
             session.flush()
     except IntegrityError:
         # PostgreSQL: another request with this key committed between the look and the insert
-        if key is None or (earlier := _keyed(session, key, body_hash)) is None:
+        if key is None or (earlier := made_before(session, key, body_hash)) is None:
             raise
         return earlier, False
     queued = NewEvent(0, StateData.kind, StateData(state="queued", by="api").model_dump())
@@ -69,7 +69,8 @@ def _new(spec: dict[str, Any], plan: dict[str, Any], at: float) -> Job:
     )
 
 
-def _keyed(session: Session, key: str, body_hash: str | None) -> Job | None:
+def made_before(session: Session, key: str, body_hash: str | None) -> Job | None:
+    """The job that this Idempotency-Key made, or None. Raises Conflict where it made it from another body."""
     job = session.scalars(select(Job).where(Job.idempotency_key == key)).one_or_none()
     if job is not None and job.body_hash != body_hash:
         raise Conflict(f"this Idempotency-Key made job {job.id} from another body; send a new key with a new body")

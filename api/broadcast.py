@@ -1,0 +1,238 @@
+"""One reader per watched job, however many watch it.
+
+The log in the database is the truth and `seq` the only cursor. A *tail* reads a job's new events once for all its viewers, while
+there are any, and keeps the recent ones, encoded once. A viewer is a cursor: it takes what is past its cursor from the tail, and
+from the database where it is further behind than the tail remembers. So nothing is lost and nothing comes twice, whatever joins,
+lags or restarts; and a slow viewer holds up itself alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from typing import TypeVar, TypeVarTuple, Unpack
+
+import anyio.to_thread
+
+from core.events import EndData
+from store import events
+from store.database import Database
+from store.events import StoredEvent
+
+log = logging.getLogger(__name__)
+
+Encoder = Callable[[StoredEvent], bytes]
+"""Hashable, so that viewers who want the same bytes share them."""
+
+REMEMBERED = 1000
+"""Events that a tail keeps."""
+PAGE = 250
+"""Events in one read of the database."""
+READERS = 8
+"""Threads that read logs; requests have their own."""
+
+Arguments = TypeVarTuple("Arguments")
+Result = TypeVar("Result")
+
+
+class Frame:
+    """A stored event, encoded at most once per encoder."""
+
+    __slots__ = ("_encoded", "event")
+
+    def __init__(self, event: StoredEvent) -> None:
+        self.event = event
+        self._encoded: dict[Encoder, bytes] = {}
+
+    def encoded(self, encoder: Encoder) -> bytes:
+        """The event in the form of `encoder`."""
+        done = self._encoded.get(encoder)
+        if done is None:
+            done = self._encoded[encoder] = encoder(self.event)
+        return done
+
+
+class Tail:
+    """The recent events of one job: those with a `seq` in (`start`, `last`], without a gap."""
+
+    def __init__(self) -> None:
+        self.start: int | None = None
+        self.last = 0
+        self.ended = False
+        self.viewers = 0
+        self.changed = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+        self._frames: deque[Frame] = deque()
+
+    def begin(self, last: int, *, ended: bool) -> None:
+        """Remember from here on."""
+        self.start = self.last = last
+        self.ended = ended
+        self.wake()
+
+    def add(self, found: Sequence[StoredEvent]) -> None:
+        """The next events of the log."""
+        for event in found:
+            if len(self._frames) == REMEMBERED:
+                self.start = self._frames.popleft().event.seq
+            self._frames.append(Frame(event))
+            self.last = event.seq
+            self.ended = event.kind == EndData.kind
+        if found:
+            self.wake()
+
+    def wake(self) -> None:
+        """Let every viewer look again."""
+        changed, self.changed = self.changed, asyncio.Event()
+        changed.set()
+
+    def covers(self, cursor: int) -> bool:
+        """Whether everything past `cursor` is remembered."""
+        return self.start is not None and cursor >= self.start
+
+    def after(self, cursor: int) -> list[Frame]:
+        """The remembered events past `cursor`, oldest first. Costs only what is new."""
+        newest: list[Frame] = []
+        for frame in reversed(self._frames):
+            if frame.event.seq <= cursor:
+                break
+            newest.append(frame)
+        return newest[::-1]
+
+
+class Broadcaster:
+    """The tails of one process."""
+
+    def __init__(self, database: Database, *, poll_seconds: float, heartbeat_seconds: float) -> None:
+        self._database = database
+        self._poll = poll_seconds
+        self._heartbeat = heartbeat_seconds
+        self._tails: dict[int, Tail] = {}
+        self._threads = anyio.CapacityLimiter(READERS)
+        self._stopping = False
+
+    @property
+    def watched(self) -> dict[int, int]:
+        """How many watch which job."""
+        return {job_id: tail.viewers for job_id, tail in self._tails.items()}
+
+    def stop(self) -> None:
+        """End every stream, now and to come. Call it on the event loop."""
+        self._stopping = True
+        for tail in self._tails.values():
+            tail.wake()
+
+    async def follow(
+        self, job_id: int, after: int, encoder: Encoder, kinds: Collection[str] | None = None
+    ) -> AsyncIterator[bytes]:
+        """The job's events past `after` as they come, until `end` (which comes whatever `kinds` says) or `stop`.
+
+        Yields whole encoded events, several at a time, and `b""` when nothing came for a heartbeat.
+        """
+        wanted = None if kinds is None else {*kinds, EndData.kind}
+        loop = asyncio.get_running_loop()
+        beat = loop.time() + self._heartbeat
+        cursor = after
+        with self._watching(job_id) as tail:
+            while not self._stopping:
+                changed = tail.changed  # taken before the look, so that what comes meanwhile is not slept over
+                if tail.covers(cursor):
+                    found = tail.after(cursor)
+                    ended = tail.ended
+                    cursor = max(cursor, tail.last)
+                    chunk = b"".join(f.encoded(encoder) for f in found if wanted is None or f.event.kind in wanted)
+                    behind = False
+                else:
+                    chunk, seen, ended = await self._page(job_id, cursor, encoder, wanted)
+                    behind, cursor = seen > cursor, seen
+                if chunk:
+                    yield chunk
+                    beat = loop.time() + self._heartbeat
+                if ended and cursor >= tail.last:
+                    return
+                if not behind and not await _set_before(changed, beat):
+                    yield b""
+                    beat = loop.time() + self._heartbeat
+
+    async def replay(
+        self, job_id: int, after: int, encoder: Encoder, kinds: Collection[str] | None = None
+    ) -> AsyncIterator[bytes]:
+        """The job's events past `after` that are there now, a few hundred at a time."""
+        cursor, ended, more = after, False, True
+        while more and not ended and not self._stopping:
+            before = cursor
+            chunk, cursor, ended = await self._page(job_id, cursor, encoder, kinds)
+            more = cursor > before
+            if chunk:
+                yield chunk
+
+    @contextlib.contextmanager
+    def _watching(self, job_id: int) -> Iterator[Tail]:
+        """The job's tail, which runs from its first viewer to its last."""
+        tail = self._tails.get(job_id)
+        if tail is None:
+            tail = self._tails[job_id] = Tail()
+            tail.task = asyncio.create_task(self._run(job_id, tail))
+        tail.viewers += 1
+        try:
+            yield tail
+        finally:
+            tail.viewers -= 1
+            if not tail.viewers:
+                del self._tails[job_id]
+                if tail.task is not None:
+                    tail.task.cancel()
+
+    async def _run(self, job_id: int, tail: Tail) -> None:
+        """Read what is new, every `poll_seconds`, until the job has ended. A database that is away is waited for."""
+        loop = asyncio.get_running_loop()
+        while not tail.ended:
+            due = loop.time() + self._poll
+            try:
+                if tail.start is None:
+                    last, ended = await self._in_thread(self._last_seq, job_id)
+                    tail.begin(last, ended=ended)
+                found = await self._in_thread(self._events, job_id, tail.last, None)
+            except Exception:
+                log.exception("job %d: its log cannot be read; trying again", job_id)
+                due = loop.time() + 1
+                found = []
+            tail.add(found)
+            if len(found) < PAGE:
+                await asyncio.sleep(max(0, due - loop.time()))
+
+    async def _page(self, job_id: int, cursor: int, encoder: Encoder, kinds: Collection[str] | None) -> tuple[bytes, int, bool]:
+        """From the database: the next events as bytes, the `seq` up to which all were seen, and whether the log ends there."""
+        return await self._in_thread(self._encoded_page, job_id, cursor, encoder, kinds)
+
+    def _encoded_page(self, job_id: int, cursor: int, encoder: Encoder, kinds: Collection[str] | None) -> tuple[bytes, int, bool]:
+        with self._database.read() as session:
+            last, ended = events.last_seq(session, job_id)
+            found = events.read(session, job_id, after=cursor, limit=PAGE, kinds=kinds)
+        newest = found[-1].seq if found else cursor
+        seen = newest if len(found) == PAGE else max(newest, last)  # a short page has all there was, of these kinds
+        at_end = (ended and seen >= last) or bool(found and found[-1].kind == EndData.kind)
+        return b"".join(map(encoder, found)), seen, at_end
+
+    def _last_seq(self, job_id: int) -> tuple[int, bool]:
+        with self._database.read() as session:
+            return events.last_seq(session, job_id)
+
+    def _events(self, job_id: int, after: int, kinds: Collection[str] | None) -> list[StoredEvent]:
+        with self._database.read() as session:
+            return events.read(session, job_id, after=after, limit=PAGE, kinds=kinds)
+
+    async def _in_thread(self, function: Callable[[Unpack[Arguments]], Result], *arguments: *Arguments) -> Result:
+        return await anyio.to_thread.run_sync(function, *arguments, limiter=self._threads)
+
+
+async def _set_before(event: asyncio.Event, deadline: float) -> bool:
+    try:
+        async with asyncio.timeout_at(deadline):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True

@@ -1,0 +1,24 @@
+"""What a spec may name: datasets, models, losses, optimizers, each with its keywords."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request, Response
+
+from api import plans, problems
+from api.dependencies import Svc
+
+router = APIRouter(tags=["service"])
+
+
+@router.get("/catalog", summary="What a spec may name", response_model=dict[str, Any], responses=problems.responses())
+async def get_catalog(request: Request, service: Svc) -> Response:
+    """Datasets, models, losses and optimizers by name, with the keywords of each."""
+    state = request.app.state
+    if not hasattr(state, "catalog"):  # it is a function of what is installed: asked for once
+        state.catalog = orjson.dumps(
+            await plans.ask(service, "core.catalog:catalog_request", {"places": service.settings.places()})
+        )
+    return Response(state.catalog, media_type="application/json")

@@ -1,0 +1,90 @@
+"""Checkpoints: which there are, and their download."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, Path, Request, Response
+from fastapi.responses import FileResponse
+
+from api import problems, schemas
+from api.dependencies import JobId, Service, Svc
+from api.problems import ProblemError
+from store import events, jobs
+
+router = APIRouter(prefix="/jobs/{job_id}/checkpoints", tags=["checkpoints"])
+
+FileName = Literal["weights.safetensors", "model.json"]
+FILES: dict[FileName, tuple[str, str]] = {
+    "weights.safetensors": ("model.safetensors", "application/octet-stream"),
+    "model.json": ("model.json", "application/json"),
+}
+"""How the API calls it: how the checkpoint's directory does, and its media type."""
+Which = Annotated[
+    str, Path(pattern=r"^([0-9]{1,18}|best|last)$", description="`best`, `last`, or the step of a checkpoint.", examples=["best"])
+]
+
+
+@router.get("", summary="List checkpoints", response_model=schemas.Checkpoints, responses=problems.responses(404))
+def get_checkpoints(job_id: JobId, service: Svc) -> Response:
+    """Those that are kept by the spec's rule (`checkpoint.keep_last`, `keep_best`), oldest first, with their figures."""
+    _, found = _kept(service, job_id)
+    fields = ("step", "epoch", "figures", "best", "sha256", "bytes")
+    data = []
+    for item in found:
+        here = f"/jobs/{job_id}/checkpoints/{item['step']}"
+        links = {"weights": f"{here}/weights.safetensors", "model": f"{here}/model.json"}
+        data.append({**{field: item[field] for field in fields}, **links})
+    return Response(orjson.dumps({"data": data}), media_type="application/json")
+
+
+@router.head("/{which}/{name}", include_in_schema=False)
+@router.get(
+    "/{which}/{name}",
+    summary="Download a checkpoint",
+    response_class=FileResponse,
+    responses={
+        200: {
+            "description": "The file; `ETag` is the SHA-256 of the weights.",
+            "content": {media: {"schema": {"type": "string", "format": "binary"}} for _, media in FILES.values()},
+        },
+        206: {"description": "The part that `Range` asked for."},
+        304: {"description": "`If-None-Match` names what the client has."},
+        **problems.responses(404, 416),
+    },
+)
+def get_checkpoint_file(job_id: JobId, which: Which, name: FileName, service: Svc, request: Request) -> Response:
+    """The weights as safetensors, or what they are: architecture, classes, preprocessing, figures, hashes."""
+    state, found = _kept(service, job_id)
+    chosen = _choose(job_id, state, which, found)
+    stored, media_type = FILES[name]
+    root = service.settings.data_dir.resolve()
+    path = (root / chosen["path"] / stored).resolve()
+    if not path.is_relative_to(root) or not path.is_file():
+        raise ProblemError(
+            404, "not-found", f"the files of job {job_id}'s checkpoint at step {chosen['step']} are not there any more"
+        )
+    etag = f'"{chosen["sha256"]}{"" if name == "weights.safetensors" else "-model"}"'
+    if etag in re.findall(r'"[^"]*"', request.headers.get("if-none-match", "")):
+        return Response(status_code=304, headers={"ETag": etag})
+    filename = f"job-{job_id}-step-{chosen['step']}-{name}"
+    return FileResponse(path, media_type=media_type, filename=filename, headers={"ETag": etag}, stat_result=path.stat())
+
+
+def _kept(service: Service, job_id: int) -> tuple[str, list[dict[str, Any]]]:
+    with service.database.read() as session:
+        return jobs.get(session, job_id).state, events.checkpoints(session, job_id)
+
+
+def _choose(job_id: int, state: str, which: str, found: list[dict[str, Any]]) -> dict[str, Any]:
+    if not found:
+        raise ProblemError(404, "not-yet", f"job {job_id} is {state} and has no checkpoint; one is written after each epoch")
+    if which == "last":
+        return found[-1]
+    for item in found:
+        if item["best"] if which == "best" else item["step"] == int(which):
+            return item
+    steps = ", ".join(str(item["step"]) for item in found)
+    raise ProblemError(404, "not-found", f"job {job_id} keeps no checkpoint '{which}'; it keeps those of steps {steps}")

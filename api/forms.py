@@ -1,0 +1,136 @@
+"""The forms of the log: the same stored events as NDJSON, as SSE frames, and as text for people."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from core.events import (
+    CheckpointData,
+    EndData,
+    EpochData,
+    GroupsData,
+    IterationsData,
+    LogData,
+    RewoundData,
+    StateData,
+    TransferData,
+    number,
+)
+from store.events import StoredEvent
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
+"""A line stays a line, and a terminal that shows it is told nothing."""
+
+
+def ndjson(event: StoredEvent) -> bytes:
+    """One envelope, one line."""
+    return event.envelope() + b"\n"
+
+
+def sse(event: StoredEvent) -> bytes:
+    """One frame of `text/event-stream`; the `id` is what comes back as `Last-Event-ID`."""
+    return b"id: %d\nevent: %s\ndata: %s\n\n" % (event.seq, event.kind.encode(), event.envelope())
+
+
+@dataclass(frozen=True)
+class LogText:
+    """Events as lines for people. `steps_per_epoch` counts iterations within their epoch, from 1 as epochs are."""
+
+    steps_per_epoch: int | None
+
+    def __call__(self, event: StoredEvent) -> bytes:
+        """The lines of one event; most have one."""
+        data = orjson.loads(event.data)
+        lines = self._iterations(data) if event.kind == IterationsData.kind else _LINES[event.kind](event, data)
+        return "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
+
+    def _iterations(self, data: dict[str, Any]) -> Iterator[str]:
+        epoch = data["epoch"]
+        before = epoch * (self.steps_per_epoch or 0)
+        for index, loss in enumerate(data["losses"], start=data["first"] - before + 1):
+            yield f"Epoch {epoch + 1}, iteration : {index}, loss = {number(loss):.4f}"
+
+
+def _state(event: StoredEvent, data: dict[str, Any]) -> Iterator[str]:
+    said = {
+        "queued": "The job waits in its queue",
+        "running": f"Attempt {event.attempt} runs",
+        "succeeded": "The job succeeded",
+        "failed": "The job failed",
+        "cancelled": "The job was cancelled",
+    }.get(data["state"], f"The job is {data['state']}")
+    by = f" (by {data['by']})" if data.get("by") else ""
+    yield _line(f"{said}{by}{': ' + data['reason'] if data.get('reason') else ''}")
+
+
+def _transfer(_event: StoredEvent, data: dict[str, Any]) -> Iterator[str]:
+    if data["source"] is None:
+        yield "Transfer : nothing, the model trains from scratch"
+        return
+    loaded = data["totals"].get("loaded", {}).get("tensors", 0)
+    total = sum(count["tensors"] for count in data["totals"].values())
+    share = f"{100 * data['loaded_share']:.1f} % of the elements outside its head"
+    yield _line(f"Transfer : {loaded} of {total} tensors of the model ({share}) from {data['source']}")
+
+
+def _groups(_event: StoredEvent, data: dict[str, Any]) -> Iterator[str]:
+    yield _line(f"Optimizer : {data['optimizer']} with {_counted(len(data['groups']), 'parameter group')}")
+    if len(data["groups"]) > 20:  # one per parameter, as a rule
+        return
+    for group in data["groups"]:
+        rate = "frozen" if group["frozen"] else f"lr {group['hyperparameters'].get('lr')}"
+        yield _line(f"  {group['name']} : {_counted(group['tensors'], 'tensor')}, {rate}")
+
+
+def _epoch(_event: StoredEvent, data: dict[str, Any]) -> Iterator[str]:
+    name = f"Epoch {data['epoch'] + 1}"
+    yield f"{name} : Mean Loss was {number(data['mean_loss']):.4f}"
+    if data["validation"]:
+        figures = ", ".join(f"{figure} was {number(value):.4f}" for figure, value in data["validation"].items())
+        yield _line(f"{name} : Validation {figures}")
+
+
+def _checkpoint(_event: StoredEvent, data: dict[str, Any]) -> Iterator[str]:
+    yield f"Epoch {data['epoch'] + 1} : Checkpoint at step {data['step']}{', the best so far' if data['best'] else ''}"
+
+
+def _log(_event: StoredEvent, data: dict[str, Any]) -> Iterator[str]:
+    level = data.get("level", "info")
+    yield _line(data["message"] if level == "info" else f"{level.capitalize()} : {data['message']}")
+
+
+def _rewound(_event: StoredEvent, data: dict[str, Any]) -> Iterator[str]:
+    yield f"Training goes on from step {data['to_step']} : what the lines above say beyond it is void"
+
+
+def _end(_event: StoredEvent, data: dict[str, Any]) -> Iterator[str]:
+    failure = data.get("failure")
+    if failure:
+        yield _line(f"Failure : {failure['type']}: {failure['message']}")
+        yield _line(f"Next : {failure['hint']}")
+    yield f"End : {data['state']}"
+
+
+_LINES = {
+    StateData.kind: _state,
+    TransferData.kind: _transfer,
+    GroupsData.kind: _groups,
+    EpochData.kind: _epoch,
+    CheckpointData.kind: _checkpoint,
+    LogData.kind: _log,
+    RewoundData.kind: _rewound,
+    EndData.kind: _end,
+}
+
+
+def _line(text: str) -> str:
+    return _CONTROLS.sub(" ", text)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

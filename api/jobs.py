@@ -1,0 +1,194 @@
+"""Jobs: submit, list, look at, cancel."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Sequence
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Header, Query, Response
+from fastapi.concurrency import run_in_threadpool
+from sqlalchemy.orm import Session
+
+from api import plans, problems, schemas
+from api.dependencies import INT64, JobId, Service, Svc
+from api.problems import ProblemError
+from core.errors import Fault, did_you_mean
+from core.events import JobState
+from store import commands, jobs, workers
+from store.clock import iso
+from store.tables import Job
+
+router = APIRouter(tags=["jobs"])
+
+Key = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=255,
+        description="Any text of yours. The same key and spec give the job that is there, with 200; another spec 409.",
+    ),
+]
+Labels = Annotated[
+    list[str] | None,
+    Query(description="`key:value`, split at the first colon; repeat it, and all must fit.", examples=[["team:web"]]),
+]
+State = Annotated[str | None, Query(description=f"One of {', '.join(schemas.STATES)}.", examples=["running"])]
+
+
+@router.post(
+    "/jobs",
+    summary="Submit a job",
+    status_code=201,
+    response_model=schemas.Job,
+    responses={
+        201: {"headers": {"Location": {"description": "The job.", "schema": {"type": "string"}}}},
+        200: {"model": schemas.Job, "description": "The job that this Idempotency-Key made before."},
+        **problems.responses(400, 409, 413, 415),
+    },
+    openapi_extra=plans.SPEC_BODY,
+)
+async def post_job(body: plans.Body, service: Svc, idempotency_key: Key = None) -> Response:
+    """Check a spec as `POST /plans` does, and put the job into its queue.
+
+    What cannot work is refused here, with every place named: parameter groups and rename rules that match nothing, too little
+    loaded, unknown datasets, wrong keywords.
+    """
+    body_hash = hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    answer = await run_in_threadpool(_made_before, service, idempotency_key, body_hash)
+    if answer is None:
+        planned = await plans.plan(service, body)
+        answer = await run_in_threadpool(_create, service, planned, idempotency_key, body_hash)
+    return answer
+
+
+@router.get("/jobs", summary="List jobs", response_model=schemas.JobPage, responses=problems.responses())
+def get_jobs(
+    service: Svc,
+    state: State = None,
+    label: Labels = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    after: Annotated[int | None, Query(ge=1, le=INT64, description="The `next` of the page before.")] = None,
+) -> Response:
+    """The newest first."""
+    wanted, labels = _state(state), _labels(label or [])
+    with service.database.read() as session:
+        found, has_more = jobs.find(session, state=wanted, labels=labels, limit=limit, after=after)
+        served = _served(session)
+        data = [view(session, job, served) for job in found]
+    return _json({"data": data, "has_more": has_more, "next": found[-1].id if has_more else None})
+
+
+@router.get("/jobs/{job_id}", summary="Look at a job", response_model=schemas.Job, responses=problems.responses(404))
+def get_job(job_id: JobId, service: Svc) -> Response:
+    """Where a job stands: its state, progress, figures, and spec."""
+    with service.database.read() as session:
+        return _json(view(session, jobs.get(session, job_id)))
+
+
+@router.post("/jobs/{job_id}/cancel", summary="Cancel a job", response_model=schemas.Job, responses=problems.responses(404, 409))
+def cancel_job(job_id: JobId, service: Svc) -> Response:
+    """A queued job ends at once; a running one as soon as its worker obeys, until then it has `requested: cancel`."""
+    with service.database.write() as session:
+        return _json(view(session, commands.cancel(session, job_id, by="api")))
+
+
+def view(session: Session, job: Job, served: Collection[str] | None = None) -> dict[str, Any]:
+    """A row as `schemas.Job`. `served`: the queues that a living worker serves, where they are known already."""
+    here = f"/jobs/{job.id}"
+    parts = ("events", "logs", "losses", "transfer", "groups", "checkpoints")
+    share = min(1.0, job.step / job.steps_total) if job.steps_total else 0.0
+    return {
+        "id": job.id,
+        "name": job.name,
+        "labels": job.labels,
+        "state": job.state,
+        "requested": job.requested,
+        "spec": job.spec,
+        "progress": {
+            "step": job.step, "steps": job.steps_total, "epoch": job.epoch, "epochs": job.epochs, "share": share,
+        },
+        "latest": job.latest,
+        "best": job.best,
+        "attempt": job.attempt,
+        "failures": job.failures,
+        "failure": job.failure,
+        "position": jobs.position(session, job),
+        "eta_seconds": _eta(job),
+        "warnings": [*job.plan.get("warnings", []), *_unserved(session, job, served)],
+        "created_at": iso(job.created_at),
+        "queued_at": iso(job.queued_at),
+        "started_at": None if job.started_at is None else iso(job.started_at),
+        "ended_at": None if job.ended_at is None else iso(job.ended_at),
+        "links": {"self": here, **{part: f"{here}/{part}" for part in parts}},
+    }  # fmt: skip
+
+
+def _made_before(service: Service, key: str | None, body_hash: str) -> Response | None:
+    """The job that this key made: known before the plan, which then need not be made again."""
+    if key is None:
+        return None
+    with service.database.read() as session:
+        job = jobs.made_before(session, key, body_hash)
+        return None if job is None else _located(view(session, job), status=200)
+
+
+def _create(service: Service, planned: plans.Planned, key: str | None, body_hash: str) -> Response:
+    with service.database.write() as session:
+        job, new = jobs.create(session, spec=planned.spec, plan=planned.facts, key=key, body_hash=body_hash)
+    if new:  # after the commit, so that the worker finds what it is told of
+        service.hints.send(job.queue)
+    with service.database.read() as session:
+        return _located(view(session, job), status=201 if new else 200)
+
+
+def _located(answer: dict[str, Any], status: int) -> Response:
+    return Response(
+        orjson.dumps(answer), status_code=status, media_type="application/json", headers={"Location": answer["links"]["self"]}
+    )
+
+
+def _json(answer: dict[str, Any]) -> Response:
+    return Response(orjson.dumps(answer), media_type="application/json")
+
+
+def _eta(job: Job) -> float | None:
+    """The steps that are left at the pace of the last epoch."""
+    pace: float | None = job.latest.get("samples_per_second")
+    if job.state != "running" or not pace or job.steps_total is None:
+        return None
+    left: int = (job.steps_total - job.step) * job.spec["loader"]["batch_size"]
+    return round(max(0.0, left / pace), 1)
+
+
+def _served(session: Session) -> set[str]:
+    return {queue for worker in workers.listing(session) if worker.alive for queue in worker.queues}
+
+
+def _unserved(session: Session, job: Job, served: Collection[str] | None) -> list[str]:
+    if job.state != "queued" or job.queue in (_served(session) if served is None else served):
+        return []
+    return [f"no living worker serves the queue '{job.queue}'; start one with GRAFT_QUEUES={job.queue} (GET /workers)"]
+
+
+def _state(text: str | None) -> JobState | None:
+    if text is None:
+        return None
+    for state in schemas.STATES:
+        if state == text:
+            return state
+    fault = Fault("query/state", f"there is no state '{text[:100]}'.{did_you_mean(text, schemas.STATES)}")
+    raise ProblemError.of_faults("invalid-parameter", [fault])
+
+
+def _labels(texts: Sequence[str]) -> dict[str, str]:
+    pairs = [text.partition(":") for text in texts]
+    faults = []
+    if any(not colon or not key for key, colon, _ in pairs):
+        faults.append(Fault("query/label", "write key:value, such as label=team:web"))
+    if any("\0" in text for text in texts):
+        faults.append(Fault("query/label", "the character U+0000 is in no label"))
+    if faults:
+        raise ProblemError.of_faults("invalid-parameter", faults)
+    return {key: value for key, _, value in pairs}

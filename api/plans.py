@@ -1,0 +1,144 @@
+"""Plans: everything that can be known before training, found out in a limited child of the sandbox."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import anyio.to_thread
+import orjson
+from fastapi import APIRouter, Depends, Response
+from fastapi.concurrency import run_in_threadpool
+from pydantic import ValidationError
+
+from api import examples, problems, schemas
+from api.body import json_object
+from api.dependencies import INT64, Service, Svc
+from api.problems import ProblemError
+from core.errors import Fault
+from core.spec import JobSpec, faults_of
+from sandbox import CallFailed, CallKilled, CallRefused, CallTimeout, Limits, SandboxError
+from store import events, jobs
+from store.errors import NotFound
+
+log = logging.getLogger(__name__)
+router = APIRouter(tags=["plans"])
+
+Body = Annotated[dict[str, Any], Depends(json_object)]
+SPEC_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "The job spec. Only `dataset` and `model` are required.",
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobSpec"}, "examples": examples.SPECS}},
+    }
+}
+SOURCE = "/pretrained/source"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A spec that can work: with every default filled in, what the plan found, and earlier jobs' weights as they lie now."""
+
+    spec: dict[str, Any]
+    plan: dict[str, Any]
+    pinned: dict[str, Any]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is kept with the job: all but the spec and the long lists, which the log has."""
+        plan = {key: value for key, value in self.plan.items() if key not in {"spec", "lr"}}
+        plan["transfer"] = {key: value for key, value in plan["transfer"].items() if key not in {"targets", "sources"}}
+        groups = [{key: value for key, value in row.items() if key != "parameters"} for row in plan["groups"]["groups"]]
+        plan["groups"] = {**plan["groups"], "groups": groups}
+        return {**plan, "pinned": self.pinned}
+
+
+@router.post(
+    "/plans",
+    summary="Plan a job",
+    response_model=schemas.Plan,
+    responses=problems.responses(400, 413, 415),
+    openapi_extra=SPEC_BODY,
+)
+async def post_plan(body: Body, service: Svc) -> Response:
+    """Check a spec against the real dataset, weights and model, and train nothing.
+
+    Answers the spec with every default filled in, the transfer report, the parameter groups, the lr curve and the memory it
+    will take. A spec that passes here is one that `POST /jobs` takes.
+    """
+    planned = await plan(service, body)
+    return Response(orjson.dumps(planned.plan), media_type="application/json")
+
+
+async def plan(service: Service, body: Mapping[str, Any]) -> Planned:
+    """The plan of the spec in `body`. Raises ProblemError, 422 with every place that cannot work."""
+    try:
+        spec = JobSpec.model_validate(body)
+    except ValidationError as error:
+        raise ProblemError.of_faults("invalid-spec", faults_of(error)) from None
+    pinned = await run_in_threadpool(_pin, service, spec)
+    payload = {"spec": body, "places": {**service.settings.places(), "pinned": pinned}}
+    found = await ask(service, "core.plan:plan_request", payload)
+    return Planned(spec=found["spec"], plan=found, pinned=pinned)
+
+
+async def ask(service: Service, target: str, payload: Mapping[str, Any]) -> dict[str, Any]:
+    """Call a function of core in the sandbox, a few at a time. What goes wrong there leaves as a problem."""
+    limits = Limits(seconds=service.settings.plan_seconds, memory=service.settings.plan_memory)
+
+    def call() -> dict[str, Any]:
+        return service.sandbox.call(target, payload, limits=limits)
+
+    try:
+        return await anyio.to_thread.run_sync(call, limiter=service.plan_slots)
+    except CallRefused as error:
+        faults = [Fault(fault["pointer"], fault["message"]) for fault in error.faults]
+        raise ProblemError.of_faults("invalid-spec", faults) from None
+    except CallTimeout as error:
+        detail = f"the plan took longer than {error.seconds:g} s (GRAFT_PLAN_SECONDS); try again, or plan something smaller"
+        raise ProblemError(503, "plan-timeout", detail, headers={"Retry-After": "10"}) from None
+    except CallFailed as error:
+        log.warning("%s failed: %s\n%s", target, error, "\n".join(error.lines))
+        raise _failed(service, error) from None
+    except CallKilled as error:
+        log.warning("%s: %s\n%s", target, error, "\n".join(error.lines))
+        last = f"; it last printed: {error.lines[-1]}" if error.lines else ""
+        raise ProblemError(422, "plan-crashed", f"planning this crashed: {error}{last}") from None
+    except SandboxError as error:
+        raise ProblemError(503, "sandbox-unavailable", str(error), headers={"Retry-After": "10"}) from None
+
+
+def _failed(service: Service, error: CallFailed) -> ProblemError:
+    if error.type == "MemoryError":
+        size = service.settings.plan_memory >> 20
+        return ProblemError(422, "plan-memory", f"planning this takes more than {size} MiB (GRAFT_PLAN_MEMORY)")
+    hint = f" {error.hint}" if error.hint else ""
+    return ProblemError(422, "plan-failed", f"this cannot be planned: {error}.{hint}")
+
+
+def _pin(service: Service, spec: JobSpec) -> dict[str, Any]:
+    """The weights of an earlier job, where the spec has `job:ID`: those of its best checkpoint, as they lie now."""
+    source = "" if spec.pretrained is None else spec.pretrained.source
+    if not source.startswith("job:"):
+        return {}
+    if not re.fullmatch(r"job:[0-9]{1,19}", source) or int(source[4:]) > INT64:
+        raise _refused(f"'{source}' names no job; write job:ID, with the number that GET /jobs shows")
+    job_id = int(source[4:])
+    try:
+        with service.database.read() as session:
+            job = jobs.get(session, job_id)
+            found = events.checkpoints(session, job_id)
+    except NotFound:
+        raise _refused(f"there is no job {job_id}") from None
+    if not found:
+        raise _refused(f"job {job_id} is {job.state} and has no checkpoint yet; one is written after each epoch")
+    chosen = next((item for item in found if item["best"]), found[-1])
+    path = service.settings.data_dir / chosen["path"]
+    return {source: {"path": str(path), "sha256": chosen["sha256"], "step": chosen["step"]}}
+
+
+def _refused(message: str) -> ProblemError:
+    return ProblemError.of_faults("invalid-spec", [Fault(SOURCE, message)])

@@ -1,0 +1,223 @@
+"""What the API answers, typed: the models behind the OpenAPI page.
+
+Stored JSON goes out as it was stored; the tests hold it to these models.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from core.events import KINDS, Event, Failure, Figure, GroupsData, JobState, TransferData
+from core.spec import JobSpec
+
+Time = Annotated[str, Field(description="ISO 8601, UTC.", examples=["2026-01-31T12:00:00.123Z"])]
+STATES: tuple[JobState, ...] = ("queued", "running", "succeeded", "failed", "cancelled")
+
+
+class Progress(BaseModel):
+    """How far a job is, as of its last committed event."""
+
+    step: int = Field(description="Optimizer steps completed.")
+    steps: int | None = Field(description="Of how many.")
+    epoch: int = Field(description="Epochs completed.")
+    epochs: int
+    share: float = Field(ge=0, le=1, description="step / steps.")
+
+
+class Latest(BaseModel):
+    """The newest figures."""
+
+    loss: Figure | None = None
+    lr: dict[str, float] | None = Field(default=None, description="Per parameter group.")
+    mean_loss: Figure | None = Field(default=None, description="Of the last epoch.")
+    validation: dict[str, Figure] | None = Field(default=None, description="Of the last epoch: `loss`, `top1`.")
+    samples_per_second: float | None = None
+
+
+class Best(BaseModel):
+    """The best checkpoint so far, and its figures."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Figure] = Field(init=False)
+
+    step: int
+    epoch: int
+
+
+class Links(BaseModel):
+    """Where the rest of the job is."""
+
+    self: str
+    events: str
+    logs: str
+    losses: str
+    transfer: str
+    groups: str
+    checkpoints: str
+
+
+class Job(BaseModel):
+    """A job."""
+
+    id: int
+    name: str | None
+    labels: dict[str, str]
+    state: JobState
+    requested: str | None = Field(description="A command that was not yet obeyed, such as `cancel`.")
+    spec: JobSpec = Field(description="With every default filled in.")
+    progress: Progress
+    latest: Latest
+    best: Best | None
+    attempt: int = Field(description="How often a worker has taken it.")
+    failures: int = Field(description="Lost attempts in a row; at `spec.resources.max_attempts` the job fails.")
+    failure: Failure | None
+    position: int | None = Field(description="While queued: how many go before it.")
+    eta_seconds: float | None = Field(description="While running, once it can be told: until the last step.")
+    warnings: list[str] = Field(description="What the plan warned of; and, while queued, whether no worker serves its queue.")
+    created_at: Time
+    queued_at: Time
+    started_at: Time | None
+    ended_at: Time | None
+    links: Links
+
+
+class JobPage(BaseModel):
+    """Jobs, newest first."""
+
+    data: list[Job]
+    has_more: bool
+    next: int | None = Field(description="Send it as `after` for the next page; null on the last.")
+
+
+def _typed(kind: str) -> type[Event]:
+    """The envelope of one kind of event."""
+    data = KINDS[kind]
+    name = data.__name__.removesuffix("Data") + "Event"
+    fields: dict[str, Any] = {"kind": (Literal[kind], ...), "data": (data, ...)}
+    return create_model(name, __base__=Event, __doc__=data.__doc__, **fields)
+
+
+TYPED_EVENTS = {kind: _typed(kind) for kind in KINDS}
+if TYPE_CHECKING:
+    AnyEvent = Event
+else:
+    AnyEvent = Annotated[functools.reduce(operator.or_, TYPED_EVENTS.values()), Field(discriminator="kind")]
+
+
+class EventPage(BaseModel):
+    """Events, oldest first."""
+
+    data: list[AnyEvent]
+    has_more: bool = Field(description="Whether more are there already.")
+    next: int = Field(description="Send it as `after`: for the next page, or later for what came since.")
+
+
+class Bucket(BaseModel):
+    """Consecutive steps as one point."""
+
+    first: int = Field(description="The first step in it.")
+    last: int = Field(description="The last step in it.")
+    min: float | None = Field(description="Of the finite losses, as max and mean; null where there is none.")
+    max: float | None
+    mean: float | None
+    count: int
+    non_finite: int = Field(description="How many of them are no finite numbers.")
+
+
+class Losses(BaseModel):
+    """The loss of every step, once: what the log says with rewinds applied."""
+
+    steps: int = Field(description="How many there are.")
+    losses: list[Figure] | None = Field(default=None, description="By step, from 0. Without `points`.")
+    buckets: list[Bucket] | None = Field(default=None, description="With `points`: that many at the most, in order.")
+
+
+class Checkpoint(BaseModel):
+    """A checkpoint that is kept."""
+
+    step: int
+    epoch: int
+    figures: dict[str, Figure]
+    best: bool = Field(description="The best of those that are kept, by the spec's metric.")
+    sha256: str = Field(description="Of weights.safetensors.")
+    bytes: int = Field(description="Of the whole checkpoint, optimizer state included.")
+    weights: str = Field(description="Where to download the weights.")
+    model: str = Field(description="Where to download what they are: architecture, classes, preprocessing, figures, hashes.")
+
+
+class Checkpoints(BaseModel):
+    """The checkpoints that are kept, oldest first."""
+
+    data: list[Checkpoint]
+
+
+class Worker(BaseModel):
+    """A worker, by its last heartbeat."""
+
+    name: str
+    host: str
+    alive: bool = Field(description="Whether it was heard of lately.")
+    queues: list[str]
+    devices: dict[str, Any]
+    running: list[int] = Field(description="Ids of jobs.")
+    started_at: Time
+    seen_at: Time
+
+
+class Workers(BaseModel):
+    """Workers, living ones first, and how many jobs each queue holds by state."""
+
+    data: list[Worker]
+    queues: dict[str, dict[str, int]]
+
+
+class Health(BaseModel):
+    """The service is well."""
+
+    status: Literal["live", "ready"]
+
+
+class DatasetFacts(BaseModel):
+    """What the dataset turned out to be."""
+
+    source: str
+    classes: list[str]
+    channels: int
+    size: list[int] | None = Field(description="Height and width where all images share them.")
+    train: int = Field(description="Samples.")
+    validation: int = Field(description="Samples.")
+    fingerprint: str
+
+
+class Preprocessing(BaseModel):
+    """How images reach the model."""
+
+    size: int
+    mean: list[float]
+    std: list[float]
+
+
+class Steps(BaseModel):
+    """Optimizer steps."""
+
+    per_epoch: int
+    total: int
+
+
+class Plan(BaseModel):
+    """What a job will do, found out without training."""
+
+    spec: JobSpec = Field(description="With every default filled in.")
+    dataset: DatasetFacts
+    preprocessing: Preprocessing
+    tier: Literal["resident", "streaming"] = Field(description="Whether the dataset is held decoded in memory.")
+    transfer: TransferData
+    groups: GroupsData
+    steps: Steps
+    lr: dict[str, list[tuple[int, float]]] = Field(description="Per group: [step, lr] where it changes.")
+    memory: dict[str, int] = Field(description="Bytes, estimated.")
+    warnings: list[str]
