@@ -64,7 +64,8 @@ contracts: setup ## Check who may import whom
 
 .PHONY: migrations
 migrations: setup ## Check that the migrations make exactly the tables of store/tables.py
-	@$(BIN)/python -m migrations check
+	@directory=$$(mktemp -d) && trap 'rm -rf "$$directory"' EXIT && export GRAFT_DATA_DIR="$$directory" && \
+		$(BIN)/alembic upgrade head && $(BIN)/alembic check
 
 .PHONY: bench
 bench: setup ## Measure the loop, the start of a job and the service

@@ -75,7 +75,9 @@ def serve(
             line = {"url": told.url, "data_dir": str(told.data_dir), "inputs_dir": str(told.inputs_dir), "seconds": told.seconds}
             typer.echo(json.dumps(line))
             return
-        out.print(f"[bold green]Ready[/] at [bold]{told.url}[/] in {told.seconds:.0f} s; the API's pages: {told.url}/docs")
+        out.print(
+            f"[bold green]Ready[/] at [bold]{told.url}[/] in {told.seconds:.0f} s; the API: {told.url}/docs", soft_wrap=True
+        )
         out.print(f"[dim]Data: {told.data_dir}   Inputs: {told.inputs_dir}   Stop: Ctrl-C[/]", soft_wrap=True)
 
     if not as_json:

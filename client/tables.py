@@ -195,13 +195,13 @@ def checkpoints_view(checkpoints: Sequence[Json], url: str) -> RenderableType:
 
 def refusal_view(problem: RefusedError) -> RenderableType:
     """A refused request as a list: where in the spec, and what to write instead."""
-    lines: list[RenderableType] = [Text(problem.detail, style="bold red")]
-    if problem.faults:
-        table = Table.grid(padding=(0, 2))
-        for fault in problem.faults:
-            table.add_row(Text("  " + (fault.pointer or "(the whole)"), style="cyan"), Text(fault.message))
-        lines.append(table)
-    return Group(*lines)
+    if not problem.faults:
+        return Text(problem.detail, style="red")
+    count = len(problem.faults)
+    table = Table.grid(padding=(0, 2))
+    for fault in problem.faults:
+        table.add_row(Text("  " + (fault.pointer or "(the whole)"), style="cyan"), Text(fault.message))
+    return Group(Text(f"Refused: {count} place{'s' if count > 1 else ''} to mend", style="bold red"), table)
 
 
 def progress_text(job: Json) -> str:

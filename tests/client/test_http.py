@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+
+from client.http import Client, Fault, GraftError, RefusedError, UnreachableError
+
+PROBLEM = {
+    "type": "urn:graft:problem:invalid-spec",
+    "title": "Unprocessable Content",
+    "status": 422,
+    "detail": "/optimizer/lr: too high (and 1 more)",
+    "errors": [{"pointer": "/optimizer/lr", "message": "too high"}, {"pointer": "", "message": "no model"}],
+}
+
+
+def lines(events):
+    return [json.dumps(event).encode() + b"\n" for event in events]
+
+
+def serve_log(service, log, *, per_connection, whole=True, half_line=False):
+    """Answer with at most so many events a connection, then cut it."""
+
+    def answer(query, _body):
+        rest = log[int(query["after"]) :]
+        part = rest[:per_connection]
+        chunks = [b"\n", *lines(part)]
+        if half_line and len(rest) > len(part):
+            chunks.append(lines(rest)[per_connection][:20])
+        return 200, "application/x-ndjson", chunks, whole and not half_line
+
+    service.answers["/jobs/7/events"] = answer
+
+
+@pytest.mark.parametrize("per_connection", [1, 3, 100])
+def test_following_gives_each_event_once_however_often_the_stream_ends_early(service, client, log, job, per_connection):
+    serve_log(service, log, per_connection=per_connection)
+    service.answer("/jobs/7", {**job, "state": "running"})
+    assert list(client.events(7, follow=True)) == log
+
+
+def test_following_goes_on_after_a_connection_that_broke_in_the_middle_of_a_line(service, client, log):
+    serve_log(service, log, per_connection=4, half_line=True)
+    assert list(client.events(7, follow=True)) == log
+
+
+def test_following_begins_past_the_cursor(service, client, log):
+    serve_log(service, log, per_connection=100)
+    assert [event["seq"] for event in client.events(7, after=9, follow=True)] == [event["seq"] for event in log[9:]]
+
+
+def test_following_past_the_end_of_an_ended_job_stops(service, client, log, job):
+    service.answers["/jobs/7/events"] = lambda query, _: (
+        (200, "application/x-ndjson", [], True)
+        if "follow" in query
+        else (200, "application/json", [b'{"data": [], "has_more": false, "next": 99}'], True)
+    )
+    service.answer("/jobs/7", {**job, "state": "succeeded"})
+    assert list(client.events(7, after=99, follow=True)) == []
+
+
+def test_following_a_few_kinds_asks_for_the_end_as_well(service, client, log):
+    serve_log(service, log, per_connection=100)
+    list(client.events(7, follow=True, kinds=["epoch"]))
+    assert service.asked[0][2]["kinds"] == "epoch,end"
+
+
+def test_following_gives_up_once_nobody_has_answered_for_the_patience(service, client, log):
+    serve_log(service, log, per_connection=2, whole=False)
+    events = client.events(7, follow=True)
+    assert next(events) == log[0]
+    service.answers["/jobs/7/events"] = lambda *_: (503, "application/problem+json", [b"{}"], True)
+    with pytest.raises(GraftError):
+        list(events)
+
+
+def test_following_a_job_that_is_not_there_is_refused_at_once(service, client):
+    service.answer("/jobs/7/events", {"title": "Not Found", "status": 404, "detail": "there is no job 7"}, 404)
+    with pytest.raises(RefusedError, match="there is no job 7"):
+        list(client.events(7, follow=True))
+    assert len(service.asked) == 1
+
+
+def test_without_follow_the_log_is_read_in_pages(service, client, log):
+    def page(query, _body):
+        after = int(query["after"])
+        part = log[after : after + 4]
+        body = {"data": part, "has_more": after + 4 < len(log), "next": after + len(part)}
+        return 200, "application/json", [json.dumps(body).encode()], True
+
+    service.answers["/jobs/7/events"] = page
+    assert list(client.events(7)) == log
+    assert len(service.asked) == -(-len(log) // 4)
+
+
+def test_followed_text_comes_once_over_several_connections(service, client, job):
+    text = [f"line {number}\n".encode() for number in range(20)] + [b"End : succeeded\n"]
+    served = iter([5, 12, 21])
+    service.answers["/jobs/7/logs"] = lambda *_: (200, "text/plain", text[: next(served)], True)
+    service.answer("/jobs/7", {**job, "state": "succeeded"})
+    assert list(client.logs(7, follow=True)) == [line.decode().rstrip() for line in text]
+
+
+def test_a_problem_becomes_an_error_with_its_pointers(service, client):
+    service.answer("/jobs", PROBLEM, 422)
+    with pytest.raises(RefusedError) as caught:
+        client.submit({})
+    assert caught.value.status == 422
+    assert caught.value.faults == [Fault("/optimizer/lr", "too high"), Fault("", "no model")]
+
+
+def test_an_error_that_is_no_problem_still_tells_its_status_and_text(service, client):
+    service.answers["/jobs/7"] = lambda *_: (502, "text/html", [b"<h1>Bad gateway</h1>"], True)
+    with pytest.raises(RefusedError, match="Bad gateway") as caught:
+        client.job(7)
+    assert caught.value.status == 502
+
+
+def test_another_web_server_at_the_address_is_told_apart(service, client):
+    service.answers["/jobs/7"] = lambda *_: (200, "text/html", [b"<h1>It works!</h1>"], True)
+    with pytest.raises(UnreachableError, match="no Graft service"):
+        client.job(7)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "127.0.0.1:8000", "http://[::1"])
+def test_an_address_where_nobody_answers_is_an_error_that_names_it(url):
+    with pytest.raises(UnreachableError) as caught, Client(url) as client:
+        client.job(1)
+    assert url in str(caught.value)
+
+
+def test_jobs_are_listed_over_as_many_pages_as_the_limit_takes(service, client):
+    def page(query, _body):
+        after = int(query.get("after", 250))
+        ids = list(range(after, max(after - int(query["limit"]), 0), -1))
+        body = {"data": [{"id": number} for number in ids], "has_more": True, "next": ids[-1] - 1}
+        return 200, "application/json", [json.dumps(body).encode()], True
+
+    service.answers["/jobs"] = page
+    assert [job["id"] for job in client.jobs(limit=230)] == list(range(250, 20, -1))
+    assert len(service.asked) == 3
+
+
+def test_an_idempotency_key_is_sent_as_its_header(service, client, job):
+    service.answer("/jobs", job, 201)
+    assert client.submit({"model": 1}, key="k1")["id"] == 7
+    assert service.asked[0][3] == {"model": 1}
+
+
+def test_a_download_is_checked_against_its_hash_and_appears_whole_or_not_at_all(service, client, tmp_path):
+    path, content = "/jobs/7/checkpoints/best/weights.safetensors", b"weights" * 1000
+    service.answers[path] = lambda *_: (200, "application/octet-stream", [content[:3000], content[3000:]], True)
+    target = tmp_path / "kept" / "w.safetensors"
+    assert client.download(7, "best", "weights.safetensors", target, sha256=hashlib.sha256(content).hexdigest()) == target
+    assert target.read_bytes() == content
+
+    with pytest.raises(GraftError, match="damaged"):
+        client.download(7, "best", "weights.safetensors", tmp_path / "other", sha256="0" * 64)
+    service.answers[path] = lambda *_: (200, "application/octet-stream", [content[:3000]], False)
+    with pytest.raises(UnreachableError):
+        client.download(7, "best", "weights.safetensors", tmp_path / "other")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["kept"]
