@@ -151,7 +151,7 @@ def _check_labels(classes: Sequence[str], images: Images, split: str) -> None:
 
 
 def _hold_out(images: Images, classes: int, share: float, seed: int, notes: list[str]) -> tuple[Images, Images]:
-    """Split into (train, validation), each class by its share; no class loses its last training sample where one can be spared."""
+    """(train, validation): each class by its share, and none loses its last training sample where another can spare one."""
     total = len(images)
     if total < 2:
         raise SpecError.at(POINTER, "it has one image; training needs at least one, and validation another")

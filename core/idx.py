@@ -30,7 +30,7 @@ def find(folder: Path, name: str) -> Path | None:
 def read(path: Path, dimensions: int) -> Tensor:
     """The uint8 tensor in the file. Raises IdxError where its header, or its length, is not as the format has it."""
     try:
-        with cast(BinaryIO, gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
+        with cast("BinaryIO", gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
             shape = _header(file, path, dimensions)
             values = file.read(math.prod(shape) + 1)
     except (EOFError, zlib.error, OSError) as error:

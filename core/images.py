@@ -15,7 +15,6 @@ from torch import Tensor
 
 from core.errors import DataError
 
-
 POINTER = "/dataset/source"
 """Where a spec names its dataset: errors of opening one point there."""
 

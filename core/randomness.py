@@ -21,7 +21,7 @@ def generator(*key: int) -> torch.Generator:
 
 def capture(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state of every global generator: tensors (torch, the device's, NumPy's words) and what JSON can hold of the rest."""
-    name, words, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002  (the global one is what user code draws from)
+    name, words, position, has_gauss, gauss = np.random.get_state()
     version, internal, gauss_next = random.getstate()
     tensors = {
         "torch": torch.get_rng_state(),
@@ -38,7 +38,7 @@ def restore(tensors: dict[str, Tensor], rest: dict[str, Any], device: torch.devi
     """Put back what `capture` took. A state that was taken on another kind of device leaves this device's as it is."""
     torch.set_rng_state(tensors["torch"])
     name, position, has_gauss, gauss = rest["numpy"]
-    np.random.set_state((name, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, gauss))  # noqa: NPY002
+    np.random.set_state((name, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, gauss))
     version, gauss_next = rest["python"]
     random.setstate((version, tuple(tensors["python"].tolist()), gauss_next))
     if device.type == "cuda" and "cuda" in tensors:

@@ -26,7 +26,7 @@ class Readback(Generic[Tag]):
         slots = self._lag + 1
         self._host = torch.empty(slots, dtype=torch.float32, pin_memory=on_gpu)
         # Blocking events: the waiting thread sleeps, and leaves its core to the processes that decode.
-        self._events = [torch.cuda.Event(blocking=True) for _ in range(slots)] if on_gpu else None
+        self._events = [_event() for _ in range(slots)] if on_gpu else None
         self._waiting: deque[tuple[int, Tag]] = deque()
         self._next = 0
 
@@ -36,7 +36,7 @@ class Readback(Generic[Tag]):
         self._next = (slot + 1) % len(self._host)
         self._host[slot].copy_(scalar.detach(), non_blocking=True)
         if self._events:
-            self._events[slot].record()
+            self._events[slot].record(torch.cuda.current_stream(scalar.device))
         self._waiting.append((slot, tag))
         return [self._read()] if len(self._waiting) > self._lag else []
 
@@ -49,3 +49,7 @@ class Readback(Generic[Tag]):
         if self._events:  # a pinned slot holds garbage until its event has passed
             self._events[slot].synchronize()
         return tag, float(self._host[slot])
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import inspect
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,39 +81,50 @@ def _open(name: str, recipe: Recipe, root: Path, *, download: bool) -> Opened:
     kind = getattr(torchvision.datasets, name)
     # Always said where it can be said: SEMEION downloads by default.
     more = {"download": download} if "download" in inspect.signature(kind).parameters else {}
-    where = () if name == "FakeData" else (root,)
+    build = partial(kind, *(() if name == "FakeData" else (root,)), **more)
     try:
-        train = kind(*where, **recipe.train, **more)
-        labels = _labels(train, recipe)
-        if labels is None:
-            raise SpecError.at(POINTER, f"torchvision's {name} has no labels here")
-        classes = class_names(train, recipe) or tuple(str(label) for label in sorted(set(labels.tolist())))
-        if recipe.sort_classes:
-            by_name = torch.tensor([sorted(classes).index(name) for name in classes])
-            labels, classes = by_name[labels], tuple(sorted(classes))
-        opened = _split(train, recipe, labels, "train", root, classes)
-        held = _held_out(kind, recipe, root, where, more, classes)
+        return _build(build, recipe, root)
     except SpecError:
         raise
     except Exception as error:  # torchvision's readers raise anything on damaged files; all mean this
-        raise SpecError.at(POINTER, f"torchvision cannot open its {name} below {root}: {type(error).__name__}: {error}") from error
-    channels = opened.pixels.shape[1] if isinstance(opened, ArrayImages) else 3
-    return Opened(classes, opened, held, channels)
+        raise SpecError.at(
+            POINTER, f"torchvision cannot open its {name} below {root}: {type(error).__name__}: {error}"
+        ) from error
 
 
-def _held_out(kind: Any, recipe: Recipe, root: Path, where: Any, more: Any, classes: tuple[str, ...]) -> Images | None:
+def _build(build: Callable[..., Any], recipe: Recipe, root: Path) -> Opened:
+    dataset = build(**recipe.train)
+    labels = _labels(dataset, recipe)
+    if labels is None:
+        raise SpecError.at(POINTER, "its training split has no labels")
+    classes = class_names(dataset, recipe)
+    if not classes:  # torchvision names none: the labels are the names
+        classes = tuple(str(label) for label in sorted(set(labels.tolist())))
+        labels = _as_indices(labels, classes)
+    elif recipe.sort_classes:
+        by_name = torch.tensor([sorted(classes).index(name) for name in classes])
+        labels, classes = by_name[labels], tuple(sorted(classes))
+    train = _images(dataset, recipe, labels, root=root, split="train")
+    channels = train.pixels.shape[1] if isinstance(train, ArrayImages) else 3
+    return Opened(classes, train, _held_out(build, recipe, root, classes), channels)
+
+
+def _held_out(build: Callable[..., Any], recipe: Recipe, root: Path, classes: tuple[str, ...]) -> Images | None:
     """The validation split; None where there is none, or where it came without labels (FER2013's test file)."""
     if recipe.validation is None:
         return None
     if "version" in recipe.validation and not (root / recipe.validation["version"]).exists():
         return None  # INaturalist: each version is a folder, and the one for validation may not be there
-    dataset = kind(*where, **recipe.validation, **more)
+    dataset = build(**recipe.validation)
     labels = _labels(dataset, recipe)
-    return None if labels is None else _split(dataset, recipe, labels, "validation", root, classes)
+    if labels is None:
+        return None
+    if not class_names(dataset, recipe):
+        labels = _as_indices(labels, classes)
+    return _images(dataset, recipe, labels, root=root, split="validation")
 
 
-def _split(dataset: Any, recipe: Recipe, labels: Tensor, split: str, root: Path, classes: tuple[str, ...]) -> Images:
-    labels = _as_indices(labels, classes, named=bool(class_names(dataset, recipe)))
+def _images(dataset: Any, recipe: Recipe, labels: Tensor, *, root: Path, split: str) -> Images:
     if recipe.pixels:
         return ArrayImages(_pixels(column(dataset, recipe.pixels), recipe.layout), labels, split)
     if recipe.files is None:
@@ -131,10 +144,8 @@ def _labels(dataset: Any, recipe: Recipe) -> Tensor | None:
     return torch.as_tensor(np.asarray(values).astype(np.int64))
 
 
-def _as_indices(labels: Tensor, classes: tuple[str, ...], *, named: bool) -> Tensor:
-    """Labels as class indices: where torchvision names no classes, their own values are the names."""
-    if named:
-        return labels
+def _as_indices(labels: Tensor, classes: tuple[str, ...]) -> Tensor:
+    """Labels as class indices, where their own values are the names of the classes."""
     index = {int(value): position for position, value in enumerate(classes)}
     strange = sorted(set(labels.tolist()) - set(index))
     if strange:

@@ -44,8 +44,10 @@ def _idx(name: str, labels: str = "targets", **more: Any) -> list[Recipe]:
     return [Recipe(f"{name}/raw", labels, {"train": True, **more}, {"train": False, **more}, pixels="data")]
 
 
-def _files(needs: str, labels: str, files: str, *splits: Keywords, classes: str = "classes") -> Recipe:
-    return Recipe(needs, labels, *splits, classes=classes, files=files)
+def _files(
+    needs: str, labels: str, files: str, train: Keywords, validation: Keywords | None = None, *, classes: str = "classes"
+) -> Recipe:
+    return Recipe(needs, labels, train, validation, classes=classes, files=files)
 
 
 def _caltech(pattern: str, folder: str) -> Callable[[Any], list[str]]:

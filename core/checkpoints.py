@@ -1,0 +1,215 @@
+"""Checkpoints: one directory per step, whole or not there at all.
+
+    STEP/model.safetensors   the weights and buffers, under the model's own names
+    STEP/model.json          what one needs to use them: architecture, classes, preprocessing, figures, hash
+    STEP/state.safetensors   the optimizer's state by parameter name, and the random generators
+    STEP/state.json          how far the job was, and the hash of every other file
+
+A checkpoint is written beside its place, synced, and renamed into it. `load` verifies every hash: what is damaged is not loaded.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import safetensors.torch
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from core import randomness
+from core.errors import DiskFullError
+from core.events import Figure
+from core.groups import load_optimizer_state, optimizer_state
+from core.tensorfile import Written, sha256_of, write, write_tensors
+
+if TYPE_CHECKING:
+    from core.plan import Prepared
+
+FORMAT = 1
+_PARTIAL = ".partial"
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is damaged, or not one; the message says in what."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job is: optimizer steps and epochs completed, and the figures of its best checkpoint."""
+
+    step: int = 0
+    epoch: int = 0
+    best: dict[str, Figure] | None = None
+
+
+class Saved(NamedTuple):
+    """A checkpoint as the log tells of it; `sha256` is that of the weights."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+def save(
+    directory: Path, job: Prepared, progress: Progress, figures: Mapping[str, Figure], publish: Callable[[], None] = lambda: None
+) -> Saved:
+    """Write the checkpoint `directory`/STEP. `publish` is called once it is on disk, right before it is renamed into its place.
+
+    Raises DiskFullError where there is no room. Whatever is raised, nothing of the checkpoint remains.
+    """
+    place = directory / str(progress.step)
+    with _partial(place) as folder:
+        weights = write_tensors(folder / "model.safetensors", job.model.state_dict(), {"format": "pt"})
+        model = _write_json(folder / "model.json", _model_card(job, progress, figures, weights))
+        tensors, values = _state(job.model, job.optimizer)
+        state = write_tensors(folder / "state.safetensors", tensors, {})
+        files = {"model.safetensors": weights.sha256, "model.json": model.sha256, "state.safetensors": state.sha256}
+        content = {"format": FORMAT, **asdict(progress), "sha256": files, "values": values}
+        last = _write_json(folder / "state.json", {**content, "check": _check(content)})
+        _sync(folder)
+        publish()
+        _rename(folder, place)
+    size = sum(written.bytes for written in (weights, model, state, last))
+    return Saved(path=str(progress.step), sha256=weights.sha256, bytes=size)
+
+
+def load(place: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+    """The weights, the state's tensors, and state.json of a checkpoint. Raises CheckpointError where it is not whole."""
+    try:
+        content = json.loads((place / "state.json").read_bytes())
+        if content.pop("check") != _check(content):
+            raise CheckpointError(f"{place.name}/state.json is damaged")
+        for name, sha256 in content["sha256"].items():
+            if sha256_of(place / name) != sha256:
+                raise CheckpointError(f"{place.name}/{name} is damaged: its SHA-256 is not the one in state.json")
+        if content["format"] != FORMAT:
+            raise CheckpointError(f"{place.name} has format {content['format']}; this version reads {FORMAT}")
+        weights = safetensors.torch.load_file(place / "model.safetensors")
+        return weights, safetensors.torch.load_file(place / "state.safetensors"), content
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{place.name} is no whole checkpoint: {type(error).__name__}: {error}") from None
+
+
+def resume(candidates: Sequence[Path], model: nn.Module, optimizer: Optimizer) -> Progress | None:
+    """Continue from the first sound one of `candidates`: weights, buffers, optimizer, random generators. None: none is sound."""
+    for place in candidates:
+        try:
+            weights, tensors, content = load(place)
+        except CheckpointError:
+            continue
+        model.load_state_dict(weights)
+        _restore(model, optimizer, tensors, content["values"])
+        return Progress(step=content["step"], epoch=content["epoch"], best=content["best"])
+    return None
+
+
+def clean(directory: Path) -> None:
+    """Remove what a killed job left half written."""
+    for stale in directory.glob(f".*{_PARTIAL}"):
+        shutil.rmtree(stale, ignore_errors=True)
+
+
+def _model_card(job: Prepared, progress: Progress, figures: Mapping[str, Figure], weights: Written) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "architecture": job.spec.model.model_dump(),
+        "classes": list(job.dataset.classes),
+        "preprocessing": asdict(job.preprocessing),
+        "step": progress.step,
+        "epoch": progress.epoch - 1,
+        "figures": dict(figures),
+        "sha256": {"model.safetensors": weights.sha256},
+        "dataset": {"source": job.dataset.source, "fingerprint": job.dataset.fingerprint},
+        "spec": job.spec.model_dump(mode="json"),
+        "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
+    }
+
+
+def _state(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of the state, and the rest of it as JSON."""
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Any] = {"optimizer": {}}
+    for name, entries in optimizer_state(optimizer).items():
+        for key, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{key}/{name}"] = value
+            else:
+                values["optimizer"].setdefault(name, {})[key] = value
+    generators, values["random"] = randomness.capture(_device_of(model))
+    tensors.update({f"random/{name}": state for name, state in generators.items()})
+    return tensors, values
+
+
+def _restore(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    state: dict[str, dict[str, Any]] = {name: dict(entries) for name, entries in values["optimizer"].items()}
+    generators = {}
+    for path, tensor in tensors.items():
+        kind, _, rest = path.partition("/")
+        if kind == "random":
+            generators[rest] = tensor
+        else:
+            key, _, name = rest.partition("/")
+            state.setdefault(name, {})[key] = tensor
+    load_optimizer_state(optimizer, state)
+    randomness.restore(generators, values["random"], _device_of(model))
+
+
+@contextmanager
+def _partial(place: Path) -> Iterator[Path]:
+    """A new folder beside `place` that is gone afterwards, unless it was renamed. No room becomes DiskFullError."""
+    folder = place.with_name(f".{place.name}{_PARTIAL}")
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        yield folder
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise DiskFullError(f"no room for the checkpoint of step {place.name}: {error.strerror}") from error
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _rename(folder: Path, place: Path) -> None:
+    """Into its place; a damaged checkpoint of the same step, which a resume passed over, makes way."""
+    if place.exists():
+        aside = folder.with_name(f".{place.name}.old{_PARTIAL}")
+        place.rename(aside)
+        folder.rename(place)
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        folder.rename(place)
+    _sync(place.parent)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> Written:
+    return write(path, iter([json.dumps(content, indent=1).encode()]))
+
+
+def _check(content: Mapping[str, Any]) -> str:
+    """A hash of state.json's own content, which no other file can vouch for."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
