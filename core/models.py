@@ -1,0 +1,176 @@
+"""Build a model for the dataset's classes, find its head, and graft pretrained weights on to it."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, get_type_hints
+
+from torch import nn
+from torch.nn.parameter import UninitializedTensorMixin
+from torchvision import models as vision
+
+from core import weights
+from core.catalog import check_keywords, model_names
+from core.errors import SpecError, did_you_mean
+from core.events import TransferData
+from core.places import Places
+from core.shapes import shapes_of
+from core.spec import JobSpec, ModelSpec
+
+POINTER = "/model"
+
+# What torchvision would do by default returns a tuple while training (aux_logits), or warns (init_weights).
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "googlenet": {"aux_logits": False, "init_weights": True},
+    "inception_v3": {"aux_logits": False, "init_weights": True},
+}
+_OURS = {
+    "num_classes": "the number of classes comes from the dataset; leave it out",
+    "weights": "pretrained weights are named by /pretrained; leave it out",
+    "progress": "nothing is shown here; leave it out",
+}
+
+
+@dataclass(frozen=True)
+class Head:
+    """The part of a model whose shape depends on the number of classes: its state dict keys, and the modules they lie in."""
+
+    keys: frozenset[str]
+    modules: tuple[str, ...]
+
+
+def get_model(spec: JobSpec, classes: int, places: Places, names: tuple[str, ...] = ()) -> tuple[nn.Module, TransferData]:
+    """The model of `spec` for `classes` classes with the pretrained weights loaded, and the report of what was.
+
+    The transfer is planned on shapes before a tensor is touched; a refused one leaves nothing half-loaded. `names` are the
+    dataset's classes: a job's head is kept where it tells the same ones apart. Raises SpecError, TransferError.
+    """
+    model = build_model(spec.model, classes, places)
+    head = find_head(model, spec.model, classes, places)
+    if spec.pretrained is None:
+        return model, weights.from_scratch(model, head)
+    source = weights.read(spec.pretrained.source, places)
+    plan = weights.plan_transfer(model, source, spec.pretrained, head, names)
+    weights.apply_transfer(model, source, plan)
+    return model, plan.report
+
+
+def build_model(spec: ModelSpec, classes: int, places: Places) -> nn.Module:
+    """The model, randomly initialised, on the current default device.
+
+    Raises SpecError below /model, with what its constructor says where that fails.
+    """
+    kind, _, name = spec.name.partition(":")
+    if kind == "torchvision" and name:
+        return _built(spec, *_torchvision(name, spec, classes))
+    if kind == "python" and name:
+        return _built(spec, *_plugin(name, spec, classes, places))
+    hint = did_you_mean(spec.name, [f"torchvision:{each}" for each in model_names()])
+    raise SpecError.at(f"{POINTER}/name", f"'{spec.name}' is no model; write torchvision:NAME or python:MODULE:CLASS.{hint}")
+
+
+def find_head(model: nn.Module, spec: ModelSpec, classes: int, places: Places) -> Head:
+    """Build `model`, which is that of `spec` for `classes` classes, once more for another number, and see which shapes differ.
+
+    No table per family is needed, auxiliary heads are found too, and shapes cost no memory. A model that does not take
+    `num_classes` has no head that could be told from the rest.
+    """
+    one = model.state_dict()
+    other = shapes_of(partial(build_model, spec, classes + 1, places)).state_dict()
+    differ = [key for key, value in one.items() if not _same_shape(value, other.get(key))]
+    return Head(frozenset(differ), tuple(dict.fromkeys(key.rpartition(".")[0] for key in differ)))
+
+
+def takes(spec: ModelSpec, keyword: str) -> bool:
+    """Whether this torchvision model's constructor has that keyword (a ViT's `image_size`)."""
+    name = spec.name.removeprefix("torchvision:")
+    return name in model_names() and keyword in inspect.signature(_class_of(name)).parameters
+
+
+def _same_shape(one: Any, other: Any) -> bool:
+    return getattr(one, "shape", None) == getattr(other, "shape", None)
+
+
+def _class_of(name: str) -> type[nn.Module]:
+    """The class behind a builder of torchvision, whose `**kwargs` go there."""
+    found: type[nn.Module] = get_type_hints(vision.get_model_builder(name))["return"]
+    return found
+
+
+def _torchvision(name: str, spec: ModelSpec, classes: int) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
+    if name not in model_names():
+        if name in vision.list_models():
+            raise SpecError.at(f"{POINTER}/name", f"torchvision's '{name}' does not classify images; name one that does")
+        raise SpecError.at(
+            f"{POINTER}/name", f"torchvision has no classification model '{name}'.{did_you_mean(name, model_names())}"
+        )
+    _check(_class_of(name), spec)
+    return vision.get_model_builder(name), {**_DEFAULTS.get(name, {}), **spec.keywords, "num_classes": classes}
+
+
+def _plugin(name: str, spec: ModelSpec, classes: int, places: Places) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
+    module_name, _, class_name = name.partition(":")
+    pointer = f"{POINTER}/name"
+    if module_name not in places.plugins:
+        listed = did_you_mean(module_name, places.plugins) or " The list is empty."
+        raise SpecError.at(pointer, f"'{module_name}' is not on the operator's list of plug-ins (GRAFT_PLUGINS).{listed}")
+    if places.plugins_dir is not None and sys.path[:1] != [str(places.plugins_dir)]:
+        sys.path.insert(0, str(places.plugins_dir))
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        raise SpecError.at(pointer, f"importing '{module_name}' raised {_where(error)}") from error
+    found = getattr(module, class_name, None)
+    if not callable(found):
+        classes_there = [key for key, value in vars(module).items() if inspect.isclass(value) and issubclass(value, nn.Module)]
+        raise SpecError.at(pointer, f"'{module_name}' has no class '{class_name}'.{did_you_mean(class_name, classes_there)}")
+    _check(found, spec)
+    counts = {"num_classes": classes} if "num_classes" in inspect.signature(found).parameters else {}
+    return found, {**spec.keywords, **counts}
+
+
+def _check(target: Callable[..., Any], spec: ModelSpec) -> None:
+    faults = check_keywords(target, spec.keywords, POINTER, refused=_OURS)
+    if faults:
+        raise SpecError(*faults)
+
+
+def _built(spec: ModelSpec, builder: Callable[..., nn.Module], keywords: dict[str, Any]) -> nn.Module:
+    try:
+        model = builder(**keywords)
+    except (Exception, SystemExit) as error:
+        raise SpecError.at(_blame(spec, error), f"building '{spec.name}' raised {_where(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise SpecError.at(f"{POINTER}/name", f"'{spec.name}' made a {type(model).__name__}, not a torch.nn.Module")
+    if lazy := next(_lazy(model), None):
+        raise SpecError.at(f"{POINTER}/name", f"'{lazy}' is lazy: its shape is not known before training; give its sizes")
+    return model
+
+
+def _lazy(model: nn.Module) -> Iterator[str]:
+    return (name for name, parameter in model.named_parameters() if isinstance(parameter, UninitializedTensorMixin))
+
+
+def _blame(spec: ModelSpec, error: BaseException) -> str:
+    """The keyword that the constructor's message names, or the only one there is, else the model."""
+    named = re.search(r"argument '(\w+)'", str(error))
+    if named and named[1] in spec.keywords:
+        return f"{POINTER}/{named[1]}"
+    return f"{POINTER}/{next(iter(spec.keywords))}" if len(spec.keywords) == 1 else POINTER
+
+
+def _where(error: BaseException) -> str:
+    """`ValueError: … (nets.py, line 12)`: the exception and the innermost line of the file that raised it."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{type(error).__name__}: {error.msg} ({error.filename.rsplit('/', 1)[-1]}, line {error.lineno})"
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [frame for frame in frames if "/torch/" not in frame.filename and not frame.filename.startswith("<frozen")]
+    place = (outside or list(frames))[-1]
+    return f"{type(error).__name__}: {error} ({place.filename.rsplit('/', 1)[-1]}, line {place.lineno})"
