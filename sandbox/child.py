@@ -104,8 +104,8 @@ def _keep_only(channel: int, output: int, errors: int) -> int:
             except OSError:  # the listing's own
                 continue
     # The old objects believe in what the descriptors were before (a file that seeks).
-    sys.stdout = sys.__stdout__ = _text(1)
-    sys.stderr = sys.__stderr__ = _text(2)
+    sys.stdout = _text(1)
+    sys.stderr = _text(2)
     return 3
 
 

@@ -1,0 +1,92 @@
+"""`python -m worker`: a worker for this host, set up by `GRAFT_…` variables. SIGTERM and SIGINT stop it within seconds."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+import time
+
+from sandbox import Sandbox
+from store import leases, workers
+from store.database import Database
+from store.hints import Hints
+from store.settings import Settings
+from worker.app import create_app, serve
+from worker.reaper import Reaper
+from worker.runner import Runner
+
+_LAST = 10.0
+"""Seconds after which a worker whose parent died ends by force."""
+
+log = logging.getLogger("worker")
+
+
+def main() -> None:
+    """Run until told to stop."""
+    parser = argparse.ArgumentParser(prog="python -m worker", description="Run jobs on this host.")
+    parser.add_argument("--with-parent", action="store_true", help="stop when the process that started this one dies")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if arguments.with_parent:
+        _stop_with(os.getppid())
+    settings = Settings()
+    sandbox = Sandbox(import_path=[settings.plugin_path])
+    sandbox.start()
+    database = Database(settings.database)
+    _wait_for_schema(database)
+    _take_back(database, settings.worker_name)
+    runner = Runner(settings, database, sandbox)
+    reaper = Reaper(runner, Hints(settings.broker))
+    app = create_app(settings, runner)
+    reaper.start()
+    try:
+        serve(app, runner)
+    finally:
+        runner.close()
+        reaper.join(5)
+        with database.write() as session:
+            workers.forget(session, settings.worker_name)
+        database.dispose()
+
+
+def _wait_for_schema(database: Database) -> None:
+    """Whoever starts the service migrates the database; a worker only waits for it."""
+    told = False
+    while not database.at_head():
+        if not told:
+            log.warning("the database is not at the newest schema; waiting for `python -m store.upgrade`")
+            told = True
+        time.sleep(0.5)
+
+
+def _take_back(database: Database, name: str) -> None:
+    """A worker of this name has died, or we would not start: its jobs need not wait for their leases to run out."""
+    with database.write() as session:
+        for job in leases.release(session, name):
+            log.info("job %d: taken back from this worker's earlier life", job)
+
+
+def _stop_with(parent: int) -> None:
+    if parent == 1:
+        sys.exit("worker: the process that started this one is gone already")
+    pidfd = os.pidfd_open(parent)
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        poll.poll()
+        log.warning("the process that started this worker died; stopping")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_LAST)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="graft-parent", daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()

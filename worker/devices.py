@@ -1,0 +1,103 @@
+"""The GPUs and CPU slots of this host: what is there, and what is free."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from store.leases import Capacity, Claim
+from store.settings import Settings
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What one job has of the host: these GPUs, or none and a CPU slot."""
+
+    gpus: tuple[str, ...] = ()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Makes the GPUs of this slot, and no others, visible to a child."""
+        return {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)}
+
+    @property
+    def device(self) -> str:
+        """The device as the child calls it."""
+        return "cuda:0" if self.gpus else "cpu"
+
+
+class Devices:
+    """The host's slots. Claiming and taking are one step, so that two threads never count on the same one."""
+
+    def __init__(self, gpus: Sequence[str], cpu_slots: int) -> None:
+        self.gpus = tuple(gpus)
+        self.cpu_slots = cpu_slots
+        self._free_gpus = list(self.gpus)
+        self._free_cpu = cpu_slots
+        self._lock = threading.Lock()
+
+    def take(self, claim: Callable[[Capacity], Claim | None]) -> tuple[Claim, Slot] | None:
+        """A job that fits what is free, and its slot; None when nothing is free or nothing fits."""
+        with self._lock:
+            if not self._free_gpus and not self._free_cpu:
+                return None
+            claimed = claim(Capacity(len(self._free_gpus), len(self.gpus), self._free_cpu))
+            if claimed is None:
+                return None
+            if claimed.gpus == 0:
+                self._free_cpu -= 1
+                return claimed, Slot()
+            taken, self._free_gpus = self._free_gpus[: claimed.gpus], self._free_gpus[claimed.gpus :]
+            return claimed, Slot(tuple(taken))
+
+    def give(self, slot: Slot) -> None:
+        """A job is over: its slot is free."""
+        with self._lock:
+            if slot.gpus:
+                self._free_gpus = sorted([*self._free_gpus, *slot.gpus], key=self.gpus.index)
+            else:
+                self._free_cpu += 1
+
+    def describe(self) -> dict[str, object]:
+        """For the worker's heartbeat."""
+        with self._lock:
+            free = {"gpus_free": len(self._free_gpus), "cpu_free": self._free_cpu}
+        return {"gpus": list(self.gpus), "cpu_slots": self.cpu_slots, **free}
+
+
+def find_devices(settings: Settings) -> Devices:
+    """The devices that the settings let this worker use."""
+    return Devices(find_gpus(settings.gpus), settings.cpu_slots)
+
+
+def find_gpus(setting: str, environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Names for CUDA_VISIBLE_DEVICES: those listed, or with `auto` those that the driver shows. Imports no torch.
+
+    With `auto`, a CUDA_VISIBLE_DEVICES of the worker itself is obeyed.
+    """
+    if setting != "auto":
+        return _split(setting)
+    if (visible := environment.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [] if visible.strip() == "-1" else _split(visible)
+    if (program := shutil.which("nvidia-smi")) is not None:
+        try:
+            told = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=20, check=True)  # noqa: S603
+        except (OSError, subprocess.SubprocessError):
+            return []
+        return [str(index) for index, line in enumerate(_gpu_lines(told.stdout)) if line]
+    driver = Path("/proc/driver/nvidia/gpus")
+    return [str(index) for index, _ in enumerate(driver.iterdir())] if driver.is_dir() else []
+
+
+def _gpu_lines(text: str) -> list[str]:
+    """One a GPU; the lines of MIG slices below it are indented."""
+    return [line for line in text.splitlines() if line.startswith("GPU ")]
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]

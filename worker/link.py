@@ -1,0 +1,116 @@
+"""The trainer's end of its conversation with the supervisor."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from typing import Any, Literal
+
+from core.events import Data, Iteration, LogData, chunk
+from sandbox.channel import Channel
+
+Level = Literal["info", "warning", "error"]
+
+_WINDOW = 0.1
+"""Seconds that losses are gathered before they are sent."""
+_MOST = 4096
+"""Losses gathered at most: beyond, the training loop waits for the supervisor."""
+
+
+class CancelledError(Exception):
+    """The supervisor said to stop."""
+
+
+class Link:
+    """What a trainer says and hears, in order, from any thread.
+
+    A thread of its own sends the gathered losses and hears permits and `cancel`, so a step costs an append and two comparisons.
+    """
+
+    def __init__(self, channel: Channel, permit: float) -> None:
+        self._channel = channel
+        self._lock = threading.RLock()
+        self._gathered: list[Iteration] = []
+        self._step = 0
+        self._sent_any = False
+        self._permit = permit
+        self._cancelled = False
+        self._heard = threading.Event()
+        threading.Thread(target=self._attend, name="link", daemon=True).start()
+
+    def iteration(self, iteration: Iteration) -> None:
+        """A step was done. The first loss is sent at once."""
+        with self._lock:
+            self._gathered.append(iteration)
+            self._step = iteration.step + 1
+            if not self._sent_any or len(self._gathered) >= _MOST:
+                self._flush()
+
+    def event(self, step: int, data: Data) -> None:
+        """Send an event, after every loss before it."""
+        with self._lock:
+            self._flush()
+            self._step = step
+            self._send(step, data)
+
+    def line(self, level: Level, message: str) -> None:
+        """Send what was printed, at once: the process may be about to die of it."""
+        with self._lock:
+            self._flush()
+            self._send(self._step, LogData.model_construct(level=level, message=message))
+
+    def end(self, **message: Any) -> None:
+        """Send the last word."""
+        with self._lock:
+            self._flush()
+            self._channel.send(message)
+
+    def wait(self) -> None:
+        """Return when the next step, or the rename of a checkpoint, may happen: at once, as long as the lease holds.
+
+        Raises CancelledError when the job was cancelled.
+        """
+        while True:
+            if self._cancelled:
+                raise CancelledError
+            if time.monotonic() < self._permit:
+                return
+            self._heard.wait(1)
+            self._heard.clear()
+
+    def _send(self, step: int, data: Data) -> None:
+        self._channel.send({"step": step, "kind": data.kind, "data": data.model_dump(mode="json")})
+
+    def _flush(self) -> None:
+        """Send the gathered losses, an event for each run of one epoch."""
+        gathered, self._gathered = self._gathered, []
+        start = 0
+        for index in range(1, len(gathered) + 1):
+            if index == len(gathered) or gathered[index].epoch != gathered[start].epoch:
+                self._send(gathered[index - 1].step + 1, chunk(gathered[start:index]))
+                start = index
+        self._sent_any = self._sent_any or bool(gathered)
+
+    def _attend(self) -> None:
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN)
+        while True:
+            for _ in poll.poll(_WINDOW * 1000):
+                for message in self._channel.drain():
+                    self._hear(message)
+                if self._channel.ended:  # nobody listens any more
+                    os._exit(1)
+            try:
+                with self._lock:
+                    self._flush()
+            except OSError:
+                os._exit(1)
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        if message["kind"] == "permit":
+            self._permit = message["until"]
+        elif message["kind"] == "cancel":
+            self._cancelled = True
+        self._heard.set()

@@ -1,0 +1,85 @@
+"""Writes of a running job that outlive a database which is away, locked or full for a while."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm import Session
+
+from store import events
+from store.database import Database
+from store.events import NewEvent
+from store.leases import Lease
+
+T = TypeVar("T")
+_PASSING = (OperationalError, InterfaceError, PoolTimeoutError)
+_LONGEST_PAUSE = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class StoppedError(Exception):
+    """The worker stops, and the database did not come back before."""
+
+
+class Persistence:
+    """Transactions of one attempt, tried again until the database takes them or the worker stops.
+
+    The trainer's permit runs out meanwhile, and it waits: so nothing is lost, and nobody is overtaken.
+    """
+
+    def __init__(self, database: Database, lease: Lease, stop: threading.Event) -> None:
+        self._database, self._lease, self._stop = database, lease, stop
+        self._seq = 0
+
+    def start(self, read: Callable[[Session], T]) -> T:
+        """Read what an attempt starts from, and where its log stands."""
+
+        def work(session: Session) -> T:
+            self._seq, _ = events.last_seq(session, self._lease.job_id)
+            return read(session)
+
+        return self.write(work)
+
+    def read(self, work: Callable[[Session], T]) -> T:
+        """A reading transaction."""
+        return self._insist(lambda _: self._run(work, write=False))
+
+    def write(self, work: Callable[[Session], T]) -> T:
+        """A writing transaction. Raises LeaseLost as `work` does, and StoppedError."""
+        return self._insist(lambda _: self._run(work, write=True))
+
+    def append(self, batch: Sequence[NewEvent], then: Callable[[Session], T]) -> T:
+        """Append events and do `then`, in one transaction."""
+
+        def work(session: Session, again: bool) -> T:
+            # A connection that broke at the commit leaves open whether it happened; the log's own numbers say it.
+            there = again and events.last_seq(session, self._lease.job_id)[0] >= self._seq + len(batch)
+            if batch and not there:
+                events.append(session, self._lease, batch)
+            return then(session)
+
+        result = self._insist(lambda again: self._run(lambda session: work(session, again), write=True))
+        self._seq += len(batch)
+        return result
+
+    def _run(self, work: Callable[[Session], T], *, write: bool) -> T:
+        with self._database.write() if write else self._database.read() as session:
+            return work(session)
+
+    def _insist(self, transaction: Callable[[bool], T]) -> T:
+        pause, again = 0.1, False
+        while True:
+            try:
+                return transaction(again)
+            except _PASSING as error:
+                reason = error.orig if isinstance(error, DBAPIError) else error
+                log.warning("job %d: the database failed, trying again in %.1f s: %s", self._lease.job_id, pause, reason)
+            if self._stop.wait(pause):
+                raise StoppedError
+            pause, again = min(2 * pause, _LONGEST_PAUSE), True

@@ -1,0 +1,113 @@
+"""What a worker process holds, and the one thing that it does: claim and run jobs until nothing fits."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+
+from sandbox import Sandbox, SandboxError
+from store import leases, workers
+from store.database import Database
+from store.errors import StoreError
+from store.leases import Capacity, Claim
+from store.settings import Settings
+from worker.devices import Devices, Slot, find_devices
+from worker.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+
+class Runner:
+    """Claims jobs into free slots and supervises them, from as many threads as call `work`."""
+
+    def __init__(self, settings: Settings, database: Database, sandbox: Sandbox, devices: Devices | None = None) -> None:
+        self.settings, self.database, self.sandbox = settings, database, sandbox
+        self.devices = devices or find_devices(settings)
+        self.stop = threading.Event()
+        self._running: set[int] = set()
+        self._own: list[threading.Thread] = []
+        self._lock = threading.Lock()
+
+    def work(self) -> None:
+        """Claim and run, until nothing fits what is free, or the worker stops."""
+        while not self.stop.is_set() and self._warm():
+            claimed_at = time.monotonic()
+            taken = self.devices.take(self._claim)
+            if taken is None:
+                return
+            self._run(*taken, claimed_at)
+
+    def work_aside(self) -> None:
+        """`work` in a thread of its own: for work that no message told of."""
+        with self._lock:
+            self._own = [thread for thread in self._own if thread.is_alive()]
+            if len(self._own) >= self.devices.cpu_slots + len(self.devices.gpus):
+                return
+            thread = threading.Thread(target=self.work, name="graft-work", daemon=True)
+            self._own.append(thread)
+        thread.start()
+
+    def beat(self) -> None:
+        """Say that this worker lives, and what it does."""
+        with self._lock:
+            running = sorted(self._running)
+        devices = {**self.devices.describe(), "ready": self._warm()}
+        with self.database.write() as session:
+            workers.heartbeat(
+                session,
+                name=self.settings.worker_name,
+                host=socket.gethostname(),
+                queues=self.settings.queues,
+                devices=devices,
+                running=running,
+            )
+
+    def close(self, timeout: float = 10) -> None:
+        """Stop: running trainers are killed, their jobs go back into the queue uncounted."""
+        self.stop.set()
+        deadline = time.monotonic() + timeout
+        with self._lock:
+            own = list(self._own)
+        for thread in own:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self.sandbox.close()
+
+    def _claim(self, capacity: Capacity) -> Claim | None:
+        settings = self.settings
+        with self.database.write() as session:
+            return leases.claim(
+                session,
+                owner=settings.worker_name,
+                queues=settings.queues,
+                capacity=capacity,
+                seconds=settings.lease_seconds,
+            )
+
+    def _run(self, claim: Claim, slot: Slot, claimed_at: float) -> None:
+        with self._lock:
+            self._running.add(claim.lease.job_id)
+        log.info("job %d, attempt %d: started on %s", claim.lease.job_id, claim.lease.attempt, slot.device)
+        try:
+            Supervisor(
+                claim,
+                slot,
+                claimed_at=claimed_at,
+                database=self.database,
+                sandbox=self.sandbox,
+                settings=self.settings,
+                stop=self.stop,
+            ).run()
+        except StoreError:
+            log.exception("job %d: left to its lease", claim.lease.job_id)
+        finally:
+            self.devices.give(slot)
+            with self._lock:
+                self._running.discard(claim.lease.job_id)
+
+    def _warm(self) -> bool:
+        try:
+            return self.sandbox.ready
+        except SandboxError:
+            return False

@@ -1,0 +1,307 @@
+"""The supervisor of one attempt: the only writer of a running job.
+
+It starts the trainer, commits its events in order, renews the lease and passes it on as a permit, obeys commands, and says how
+it ended. Whatever it does is fenced: when the lease is lost it kills the trainer and writes nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import selectors
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from core.errors import DiskFullError
+from core.events import CheckpointData, Failure, IterationsData, JobState
+from sandbox import ChannelError, Child, ExitStatus, Limits, Sandbox, SandboxError
+from sandbox.lines import Lines
+from store import commands, events, leases
+from store.database import Database
+from store.errors import LeaseLost
+from store.leases import Claim
+from store.settings import Settings
+from worker.devices import Slot
+from worker.failures import crash
+from worker.journal import Journal, MalformedEventError
+from worker.persistence import Persistence, StoppedError
+from worker.pruning import prune
+
+TARGET = "worker.trainer:run"
+_GRACE = 1.0
+"""Seconds that a cancelled trainer has to end its step."""
+_LEAVE = 2.0
+"""Seconds that a trainer has to exit after its last word."""
+_MARGIN = 1 / 6
+"""Of the lease: so long before its end does the trainer stand still."""
+
+log = logging.getLogger(__name__)
+
+
+class Supervisor:
+    """One attempt of one job, from its claim to its end. `claimed_at` is monotonic, taken before the claim."""
+
+    def __init__(
+        self,
+        claim: Claim,
+        slot: Slot,
+        *,
+        claimed_at: float,
+        database: Database,
+        sandbox: Sandbox,
+        settings: Settings,
+        stop: threading.Event,
+        limits: Limits | None = None,
+        target: str = TARGET,
+    ) -> None:
+        self._claim, self._lease, self._slot = claim, claim.lease, slot
+        self._sandbox, self._settings, self._stop = sandbox, settings, stop
+        self._limits = limits or Limits(cores=threads(settings))
+        self._target = target
+        self._persistence = Persistence(database, claim.lease, stop)
+        self._journal = Journal()
+        self._folder = settings.data_dir / "jobs" / str(self._lease.job_id)
+        self._word: dict[str, Any] | None = None
+        self._cancelled = False
+        self._saw_loss = False
+        self._claimed_at = claimed_at
+        self._renew_at = claimed_at + settings.renew_seconds
+        self._command_at = self._commit_at = 0.0
+        self._kill_at: float | None = None
+
+    def run(self) -> None:
+        """Run the attempt. Never raises for what a job or its lease can do."""
+        try:
+            with self._spawn() as child:
+                status = self._watch(child)
+            state = self._conclude(status)
+        except LeaseLost as error:
+            log.warning("%s", error)
+        except StoppedError:
+            log.warning("job %d: stopped while the database was away; its lease will run out", self._lease.job_id)
+        except Exception as error:
+            log.exception("job %d, attempt %d: the supervisor failed", self._lease.job_id, self._lease.attempt)
+            self._excuse(error)
+        else:
+            log.info("job %d, attempt %d: %s", self._lease.job_id, self._lease.attempt, state)
+
+    # -- the start
+
+    def _spawn(self) -> Child:
+        directory = self._folder / str(self._lease.attempt)
+        directory.mkdir(parents=True, exist_ok=True)
+        kept = self._persistence.start(self._kept)
+        prune(self._folder, kept, attempt=self._lease.attempt, committed=0)
+        message: dict[str, Any] = {
+            "kind": "start",
+            "job": self._lease.job_id,
+            "attempt": self._lease.attempt,
+            "spec": self._claim.spec,
+            "places": self._places(),
+            "directory": str(directory),
+            "device": self._slot.device,
+            "resume": None if self._lease.attempt == 1 else [str(path) for path in reversed(kept)],
+            "permit": self._permit(self._claimed_at),
+        }
+        while not self._sandbox.wait_ready(self._settings.renew_seconds):  # its forkserver died, and another one warms up
+            message["permit"] = self._permit(self._hold())
+        child = self._sandbox.spawn(self._target, limits=self._limits, environment=self._slot.environment, cwd=directory)
+        try:
+            child.channel.send(message)
+        except OSError:
+            log.debug("job %d: the trainer died at once", self._lease.job_id)  # its status says how
+        return child
+
+    def _places(self) -> dict[str, object]:
+        return {**self._settings.places(), "pinned": self._claim.plan.get("pinned", {})}
+
+    def _kept(self, session: Session) -> list[Path]:
+        """The directories of the checkpoints that the log keeps, oldest first."""
+        root = self._settings.data_dir
+        return [root / checkpoint["path"] for checkpoint in events.checkpoints(session, self._lease.job_id)]
+
+    def _permit(self, renewed_at: float) -> float:
+        return renewed_at + self._lease.seconds * (1 - _MARGIN)
+
+    # -- the watch
+
+    def _watch(self, child: Child) -> ExitStatus:
+        """Read and serve the child until it is dead; everything that it said is in the journal then, or committed."""
+        streams = {"info": Lines(child.output), "warning": Lines(child.errors)}
+        with selectors.DefaultSelector() as selector:
+            selector.register(child.channel, selectors.EVENT_READ, lambda: self._hear(child))
+            for level, stream in streams.items():
+                selector.register(stream.descriptor, selectors.EVENT_READ, lambda level=level, s=stream: self._read(s, level))
+            selector.register(child.status_fileno(), selectors.EVENT_READ, lambda: False)
+            while True:
+                for key, _ in selector.select(self._patience()):
+                    if key.fd == child.status_fileno():
+                        return self._bury(child, streams)
+                    if key.data():
+                        selector.unregister(key.fileobj)
+                self._serve(child)
+
+    def _hear(self, child: Child) -> bool:
+        """Take what came over the channel; whether it has ended."""
+        try:
+            for message in child.channel.drain():
+                self._take(message)
+        except (ChannelError, MalformedEventError) as error:
+            self._distrust(child, error)
+        return child.channel.ended
+
+    def _read(self, stream: Lines, level: str) -> bool:
+        lines = stream.read()
+        self._journal.lines(lines or [], level)
+        return lines is None
+
+    def _take(self, message: Any) -> None:
+        kind = message.get("kind") if isinstance(message, dict) else None
+        if self._word is not None:
+            return
+        if kind in ("done", "failed", "cancelled"):
+            self._word = message
+            self._kill_at = time.monotonic() + _LEAVE
+            return
+        if kind == CheckpointData.kind and isinstance(step := message.get("step"), int):
+            path = f"jobs/{self._lease.job_id}/{self._lease.attempt}/{step}"
+            message = {**message, "data": {**message["data"], "path": path}}
+        self._journal.add(message)
+        if kind == IterationsData.kind and not self._saw_loss:
+            self._saw_loss, self._commit_at = True, 0.0  # the first losses go at once
+
+    def _distrust(self, child: Child, error: Exception) -> None:
+        hint = "Something in the training process writes into its descriptors; look at the plug-in that it runs."
+        failure = Failure(type="crashed", message=str(error)[:1000], hint=hint)
+        self._word = {"kind": "failed", "failure": failure.model_dump()}
+        child.kill()
+
+    def _bury(self, child: Child, streams: dict[str, Lines]) -> ExitStatus:
+        try:
+            for message in child.channel.rest():
+                self._take(message)
+        except (ChannelError, MalformedEventError) as error:
+            self._distrust(child, error)
+        for level, stream in streams.items():
+            while lines := stream.read():
+                self._journal.lines(lines, level)
+        return child.wait()
+
+    # -- what is due
+
+    def _patience(self) -> float:
+        due = [self._renew_at, self._command_at]
+        if len(self._journal):
+            due.append(self._commit_at)
+        if self._kill_at is not None:
+            due.append(self._kill_at)
+        return max(0.0, min(due) - time.monotonic())
+
+    def _serve(self, child: Child) -> None:
+        now = time.monotonic()
+        if self._kill_at is not None and now >= self._kill_at:
+            self._kill_at = None
+            child.kill()
+        if now >= self._renew_at:
+            _tell(child, {"kind": "permit", "until": self._permit(self._hold())})
+        if len(self._journal) and (now >= self._commit_at or self._journal.full):
+            self._commit()
+        if now >= self._command_at:
+            self._obey(child)
+
+    def _hold(self) -> float:
+        """Hold the lease for longer, from the monotonic time that is returned; a late one counts if nobody took the job."""
+        asked_at = 0.0
+
+        def work(session: Session) -> bool:
+            nonlocal asked_at
+            asked_at = time.monotonic()  # before the database's own clock is read
+            return leases.renew(session, self._lease)
+
+        if not self._persistence.write(work):
+            raise LeaseLost(f"attempt {self._lease.attempt} of job {self._lease.job_id} was taken over; it is stopped")
+        self._renew_at = asked_at + self._settings.renew_seconds
+        return asked_at
+
+    def _obey(self, child: Child) -> None:
+        self._command_at = time.monotonic() + self._settings.command_seconds
+        if self._stop.is_set():
+            child.kill()
+            return
+        if self._cancelled or not self._persistence.read(lambda session: commands.pending(session, self._lease)):
+            return
+        self._cancelled = True  # there is but one command
+        self._kill_at = time.monotonic() + _GRACE
+        _tell(child, {"kind": "cancel"})
+
+    def _commit(self) -> None:
+        batch = self._journal.take()
+        started = time.monotonic()
+        saved = [event.step for event in batch if event.kind == CheckpointData.kind]
+        kept = self._persistence.append(batch, self._kept if saved else lambda _: [])
+        self._commit_at = started + self._settings.commit_seconds
+        if saved:
+            prune(self._folder, kept, attempt=self._lease.attempt, committed=saved[-1])
+
+    # -- the end
+
+    def _conclude(self, status: ExitStatus) -> JobState:
+        """Commit what is left, and how it ended, at once."""
+        batch = self._journal.take_last()
+        state, kept = self._persistence.append(batch, lambda session: (self._end(session, status), self._kept(session)))
+        if state != "queued":  # else the next attempt may be running already, and prunes
+            prune(self._folder, kept, attempt=self._lease.attempt, committed=None)
+        return state
+
+    def _end(self, session: Session, status: ExitStatus) -> JobState:
+        said = self._word["kind"] if self._word else None
+        if self._word is not None and said == "failed":
+            failure = Failure.model_validate({**self._word["failure"], "lines": list(self._journal.last)})
+            leases.finish(session, self._lease, "failed", failure)
+            return "failed"
+        if said == "done":
+            leases.finish(session, self._lease, "succeeded", None)
+            return "succeeded"
+        if self._cancelled:
+            leases.finish(session, self._lease, "cancelled", None)
+            return "cancelled"
+        if self._stop.is_set():
+            return leases.give_back(session, self._lease, reason="the worker stops", failure=None, counted=False)
+        failure = crash(status, list(self._journal.last))
+        return leases.give_back(session, self._lease, reason=failure.message, failure=failure, counted=True)
+
+    def _excuse(self, error: Exception) -> None:
+        """The supervisor itself could not go on: the job ends where that is final, else it is tried again."""
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = DiskFullError.hint if full else "Look at the worker's own log."
+        kind = "disk_full" if full else "worker_lost" if isinstance(error, SandboxError) else "crashed"
+        failure = Failure.model_validate({"type": kind, "message": f"{type(error).__name__}: {error}"[:1000], "hint": hint})
+
+        def work(session: Session) -> None:
+            if full:
+                leases.finish(session, self._lease, "failed", failure)
+            else:
+                leases.give_back(session, self._lease, reason=failure.message, failure=failure, counted=True)
+
+        try:
+            self._persistence.write(work)
+        except (LeaseLost, StoppedError) as lost:
+            log.warning("job %d: %s", self._lease.job_id, lost)
+
+
+def threads(settings: Settings) -> int:
+    """CPU threads of a trainer."""
+    return settings.threads or max(1, len(os.sched_getaffinity(0)) // max(1, settings.cpu_slots))
+
+
+def _tell(child: Child, message: dict[str, Any]) -> None:
+    """A few bytes that always fit, unless the trainer has not listened for hours, or is gone: then its end is at hand anyway."""
+    try:
+        child.channel.send(message, timeout=1)
+    except OSError:
+        log.debug("process %d does not listen", child.pid)

@@ -1,0 +1,90 @@
+"""What runs in the child: `core.loop.fit`, its events sent up, permits and `cancel` obeyed between steps."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.errors import DiskFullError, SpecError, TrainingError
+from core.events import Failure, FailureKind, Iteration
+from core.loop import fit
+from core.places import Places
+from core.spec import JobSpec
+from sandbox.channel import Channel
+from worker.link import CancelledError, Link
+from worker.printed import Capture
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_MEMORY = "out of memory", "can't allocate memory", "not enough memory"
+_LESS_MEMORY = "Take a smaller loader.batch_size (half is a good first step) or dataset.image_size, or freeze more of the model."
+_ASK_FOR_A_PLAN = "Ask POST /plans what is wrong with this spec now: a file may have changed since it was submitted."
+
+
+def run(channel: Channel) -> None:
+    """Train the job of the start message. The last message is `done`, `cancelled` or `failed`."""
+    start = channel.receive()
+    link = Link(channel, start["permit"])
+    capture = Capture(link)
+    try:
+        _train(start, link)
+    except CancelledError:
+        capture.finish()
+        link.end(kind="cancelled")
+    except Exception as error:  # whatever it was, it has a type and goes up
+        failure = failure_of(error)
+        if failure.type == "crashed":
+            for line in "".join(traceback.format_exception(error)).splitlines()[-20:]:
+                link.line("error", line)
+        capture.finish()
+        link.end(kind="failed", failure=failure.model_dump(mode="json"))
+    else:
+        capture.finish()
+        link.end(kind="done")
+
+
+def _train(start: dict[str, Any], link: Link) -> None:
+    spec, places = JobSpec.model_validate(start["spec"]), Places.model_validate(start["places"])
+    resume = None if start["resume"] is None else [Path(path) for path in start["resume"]]
+    link.wait()
+    job = fit(spec, places, Path(start["directory"]), device=start["device"], resume=resume, publish=link.wait)
+    with closing(job):
+        for item in job:
+            if isinstance(item, Iteration):
+                link.iteration(item)
+            else:
+                link.event(*item)
+            link.wait()
+
+
+def failure_of(error: BaseException) -> Failure:
+    """An exception as a typed failure with the next thing to try."""
+    if isinstance(error, TrainingError):
+        return _failure(error.kind, str(error), error.hint)
+    if isinstance(error, SpecError):
+        return _failure(_kind_at(error.faults[0].pointer), str(error), _ASK_FOR_A_PLAN)
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        return _failure("disk_full", str(error), DiskFullError.hint)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or _says_no_memory(error):
+        return _failure("out_of_memory", str(error).partition("\n")[0] or "an allocation failed", _LESS_MEMORY)
+    if isinstance(error.__cause__, TrainingError):
+        return failure_of(error.__cause__)
+    return _failure("crashed", f"{type(error).__name__}: {error}", TrainingError.hint)
+
+
+def _failure(kind: FailureKind | str, message: str, hint: str) -> Failure:
+    return Failure.model_validate({"type": kind, "message": message[:4000], "hint": hint})
+
+
+def _kind_at(pointer: str) -> FailureKind:
+    if pointer.startswith("/dataset"):
+        return "data"
+    return "transfer" if pointer.startswith("/pretrained") else "crashed"
+
+
+def _says_no_memory(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _NO_MEMORY)
