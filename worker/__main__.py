@@ -10,6 +10,9 @@ import signal
 import sys
 import threading
 import time
+import warnings
+
+from celery.platforms import SecurityWarning
 
 from sandbox import Sandbox
 from store import leases, workers
@@ -31,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m worker", description="Run jobs on this host.")
     parser.add_argument("--with-parent", action="store_true", help="stop when the process that started this one dies")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _log()
     if arguments.with_parent:
         _stop_with(os.getppid())
     settings = Settings()
@@ -52,6 +55,14 @@ def main() -> None:
         with database.write() as session:
             workers.forget(session, settings.worker_name)
         database.dispose()
+
+
+def _log() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for library, level in ("alembic", logging.WARNING), ("celery", logging.WARNING), ("kombu", logging.ERROR):
+        logging.getLogger(library).setLevel(level)
+    # It warns of root for the sake of pickle, which is off; jobs run in processes of their own either way.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
 
 
 def _wait_for_schema(database: Database) -> None:

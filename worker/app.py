@@ -59,7 +59,7 @@ def serve(app: Celery, runner: Runner) -> None:
         without_gossip=True,
         without_mingle=True,
         without_heartbeat=True,
-        loglevel="INFO",
+        loglevel="WARNING",
         quiet=True,
     )
     worker.start()
