@@ -13,7 +13,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from client import tables
+from client import reports, tables
 from client.follow import Follower, outcome
 from client.http import DEFAULT_URL, Client, GraftError, Json, RefusedError, UnreachableError
 from client.serve import Ready, ServeError
@@ -92,7 +92,7 @@ def serve(
 def plan(spec: Spec, url: Url = None, as_json: AsJson = False) -> None:
     """Show what a job would do, without training: data, transfer, parameter groups, steps, memory."""
     with _service(url, as_json) as client:
-        _show(client.plan(_spec(spec)), tables.plan_view, as_json)
+        _show(client.plan(_spec(spec)), reports.plan_view, as_json)
 
 
 @app.command()
@@ -139,7 +139,7 @@ def show(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
             _show(job, tables.job_view, as_json)
             return
         out.print(tables.job_view(job))
-        for read, view in ((client.transfer, tables.transfer_view), (client.groups, tables.groups_view)):
+        for read, view in ((client.transfer, reports.transfer_view), (client.groups, reports.groups_view)):
             try:
                 out.print("", view(read(job_id)))
             except RefusedError as error:

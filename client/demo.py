@@ -19,9 +19,10 @@ from rich.text import Text
 
 from client.follow import Follower, outcome
 from client.http import Client, GraftError, Json, RefusedError
+from client.reports import groups_view, transfer_view
 from client.serve import running_service
 from client.specs import read_spec
-from client.tables import figure, groups_view, refusal_view, size, transfer_view
+from client.tables import figure, refusal_view, size
 
 SPEC = Path("examples/digits-lite0.yaml")
 KEPT = Path("graft-demo")
@@ -51,15 +52,15 @@ def run(console: Console, directory: Path) -> None:
     """The whole demo, on a data directory of its own."""
     begun = time.monotonic()
     spec = read_spec(str(SPEC))
-    console.print("\n[bold]Graft[/] grafts the ImageNet weights of EfficientNet-Lite0 on to torchvision's efficientnet_b0,")
-    console.print("trains it to read handwritten digits, and then does the same without them.\n")
+    console.print("\n[bold]Graft[/]: ImageNet weights of EfficientNet-Lite0, grafted on to torchvision's")
+    console.print("efficientnet_b0 to read handwritten digits; then the same without them.\n")
     put_weights(directory / "inputs" / spec["pretrained"]["source"].removeprefix("file:"))
 
     _heading(console, 1, "the service", "graft serve")
     with Path(directory / "service.log").open("wb") as log:
         try:
             with (
-                running_service({"GRAFT_DATA_DIR": str(directory), "GRAFT_INPUTS_DIR": ""}, log) as service,
+                running_service({"GRAFT_DATA_DIR": str(directory)}, log) as service,
                 Client(service.url) as client,
             ):
                 console.print(f"  Ready at {service.url} in {service.seconds:.0f} s: SQLite, one worker, nothing else.\n")

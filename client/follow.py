@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from client.http import Json
-from client.tables import STATE_STYLES, figure, transfer_view
+from client.reports import transfer_view
+from client.tables import STATE_STYLES, figure
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _SPARK_WIDTH = 24
@@ -88,14 +89,12 @@ class Follower:
 
     def _on_epoch(self, data: Json, step: int) -> None:
         self._epochs.append((step, data))
-        parts = [f"epoch {data['epoch'] + 1}", f"mean loss {figure(data['mean_loss'])}"]
-        validation = data["validation"] or {}
-        if "loss" in validation:
-            parts.append(f"validation loss {figure(validation['loss'])}")
-        if "top1" in validation:
-            parts.append(f"top-1 [bold]{figure(validation['top1'])}[/]")
-        parts.append(f"[dim]{data['seconds']:.1f} s, {data['samples_per_second']:.0f} images/s[/]")
-        self._console.print("  " + "   ".join(parts), highlight=False)
+        figures = {"mean loss": data["mean_loss"]}
+        for name, shown in (("loss", "validation loss"), ("top1", "top-1")):
+            if name in (data["validation"] or {}):
+                figures[shown] = data["validation"][name]
+        text = "  ".join(f"{name} [bold]{figure(value)}[/]" for name, value in figures.items())
+        self._console.print(f"  epoch {data['epoch'] + 1}  {text}  [dim]{data['seconds']:.1f} s[/]")
 
     def _on_log(self, data: Json, _step: int) -> None:
         styles = {"warning": "yellow", "error": "red"}

@@ -82,12 +82,13 @@ def serve(host: str, port: int, *, ready: Callable[[Ready], None], note: Callabl
 def running_service(environment: Mapping[str, str], log: IO[bytes], *, port: int = 0) -> Iterator[Ready]:
     """`graft serve` in a process of its own, stopped at the end: for the demo, the benchmarks and the tests.
 
-    `environment` is added to this process's; what the service prints goes to `log`. Raises ServeError.
+    `environment` holds its settings: those of this process are not its. What it prints goes to `log`. Raises ServeError.
     """
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("GRAFT_")}
     command = [sys.executable, "-m", "client", "serve", "--port", str(port), "--json"]
     process = subprocess.Popen(
         command,
-        env={**os.environ, **environment},
+        env={**inherited, **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=log,

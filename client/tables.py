@@ -1,9 +1,8 @@
-"""What a person is shown of a plan, a transfer, the parameter groups and the jobs, as rich renderables."""
+"""Jobs, checkpoints and refusals for people, as rich renderables."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,125 +14,13 @@ from rich.text import Text
 from client.http import Json, RefusedError
 
 STATE_STYLES = {"queued": "cyan", "running": "blue", "succeeded": "green", "failed": "red", "cancelled": "yellow"}
-_SHOWN_PATTERNS = 12
-
-
-def transfer_view(transfer: Json) -> RenderableType:
-    """A line that sums up, a row per module with its share as a bar, then what was not loaded, collapsed."""
-    if transfer["source"] is None:
-        return Text("From scratch: no pretrained weights.", style="dim")
-    sources = transfer["source_totals"]
-    used, total = _tensors(sources, "used"), sum(count["tensors"] for count in sources.values())
-    share = transfer["loaded_share"]
-    summary = Text.assemble(
-        (f"{used} of {total}", "bold green" if used else "bold red"),
-        f" tensors of {transfer['source']} were loaded: ",
-        (f"{share:.1%}", "bold"),
-        " of the model outside its head.",
-    )
-    return Group(summary, _modules(transfer["modules"]), *_left_out(transfer))
-
-
-def _modules(modules: Iterable[Json]) -> Table:
-    table = _table()
-    table.add_column("module")
-    table.add_column("tensors", justify="right")
-    table.add_column("elements", justify="right")
-    table.add_column("loaded")
-    for module in modules:
-        loaded, total = module["loaded"], module["total"]
-        table.add_row(
-            escape(module["module"]),
-            f"{loaded['tensors']} of {total['tensors']}",
-            f"{loaded['elements']:,} of {total['elements']:,}",
-            _bar(loaded["elements"], total["elements"]),
-        )
-    return table
-
-
-def _left_out(transfer: Json) -> list[RenderableType]:
-    """Tables of the model's tensors that were not loaded and of the source's that were not used."""
-    targets = [(entry["key"], entry["reason"]) for entry in transfer["targets"] if entry["status"] != "loaded"]
-    sources = [(entry["key"], entry["reason"]) for entry in transfer["sources"] if entry["status"] != "used"]
-    shown: list[RenderableType] = []
-    for title, entries in (("in the model, not loaded", targets), ("in the source, not used", sources)):
-        if not entries:
-            continue
-        table = _table()
-        table.add_column(title)
-        table.add_column("tensors", justify="right")
-        table.add_column("why")
-        rows = collapse(entries)
-        for pattern, reason, count in rows[:_SHOWN_PATTERNS]:
-            table.add_row(escape(pattern), str(count), escape(reason))
-        if len(rows) > _SHOWN_PATTERNS:
-            table.add_row(f"and {len(rows) - _SHOWN_PATTERNS} more kinds", "", "all of them: --json", style="dim")
-        shown.append(table)
-    return shown
-
-
-def collapse(entries: Iterable[tuple[str, str | None]]) -> list[tuple[str, str, int]]:
-    """`(key, reason)` pairs as `(pattern, reason, how many)`: keys that differ only in numbers are one, `*` for the numbers.
-
-    A number in which a whole kind agrees stays. The order is that of the first key of each kind.
-    """
-    kinds: dict[tuple[str, str], list[str]] = {}
-    for key, reason in entries:
-        kinds.setdefault((re.sub(r"\d+", "*", key), re.sub(r"\[[\d, ]*\]", "[…]", reason or "")), []).append(key)
-    return [(_pattern(keys), reason, len(keys)) for (_, reason), keys in kinds.items()]
-
-
-def _pattern(keys: Sequence[str]) -> str:
-    numbers = zip(*(re.findall(r"\d+", key) for key in keys), strict=True)
-    kept = iter([column[0] if len(set(column)) == 1 else "*" for column in numbers])
-    return re.sub(r"\d+", lambda _: next(kept), keys[0])
-
-
-def groups_view(groups: Json) -> RenderableType:
-    """One row per parameter group: what is in it, and the values it trains with."""
-    rows = groups["groups"]
-    names = [name for name in ("lr", "momentum", "betas", "weight_decay") if any(name in row["hyperparameters"] for row in rows)]
-    table = _table(title=f"{groups['optimizer']}, parameter groups")
-    table.add_column("group")
-    table.add_column("tensors", justify="right")
-    table.add_column("elements", justify="right")
-    for name in names:
-        table.add_column(name, justify="right")
-    table.add_column("parameters", overflow="ellipsis", no_wrap=True)
-    for row in rows[:_SHOWN_PATTERNS]:
-        held = row["hyperparameters"]
-        values = ["frozen" if row["frozen"] and name == "lr" else _value(held.get(name)) for name in names]
-        patterns = ", ".join(pattern for pattern, _, _ in collapse((key, None) for key in row["parameters"]))
-        style = "dim" if row["frozen"] else None
-        table.add_row(escape(row["name"]), str(row["tensors"]), f"{row['elements']:,}", *values, escape(patterns), style=style)
-    if len(rows) > _SHOWN_PATTERNS:
-        table.add_row(f"and {len(rows) - _SHOWN_PATTERNS} more", style="dim")
-    if groups["executed_groups"] < len(rows):
-        table.caption = f"run as {groups['executed_groups']}: groups with equal values are one"
-    return table
-
-
-def plan_view(plan: Json) -> RenderableType:
-    """What a plan says, from the data to the warnings."""
-    dataset, steps, memory = plan["dataset"], plan["steps"], plan["memory"]
-    facts = Table.grid(padding=(0, 2))
-    facts.add_row(
-        "dataset",
-        f"{escape(dataset['source'])}: {dataset['train']:,} images to train on, {dataset['validation']:,} to validate, "
-        f"{len(dataset['classes'])} classes",
-    )
-    facts.add_row("model", f"{escape(plan['spec']['model']['name'])} at {plan['spec']['dataset']['image_size']} px")
-    facts.add_row("steps", f"{steps['total']:,} ({steps['per_epoch']:,} an epoch)")
-    facts.add_row("memory", f"{size(memory['total'])} estimated")
-    warnings = [Text(f"! {warning}", style="yellow") for warning in plan["warnings"]]
-    return Group(facts, transfer_view(plan["transfer"]), groups_view(plan["groups"]), *warnings)
 
 
 def jobs_view(jobs: Sequence[Json]) -> RenderableType:
     """A row per job."""
     if not jobs:
         return Text("No jobs.", style="dim")
-    table = _table()
+    table = plain_table()
     for name, justify in (("id", "right"), ("name", "left"), ("state", "left"), ("progress", "left"), ("top-1", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     table.add_column("model", overflow="ellipsis", no_wrap=True)
@@ -170,7 +57,7 @@ def job_view(job: Json) -> RenderableType:
     eta = f", {job['eta_seconds']:.0f} s to go" if job["eta_seconds"] is not None else ""
     facts.add_row("steps", progress_text(job) + eta)
     latest = job["latest"]
-    figures = {"loss": latest["loss"], "mean loss": latest["mean_loss"], **(latest["validation"] or {})}
+    figures = {"loss": latest.get("loss"), "mean loss": latest.get("mean_loss"), **(latest.get("validation") or {})}
     shown = [f"{name} {figure(value)}" for name, value in figures.items() if value is not None]
     if shown:
         facts.add_row("latest", ", ".join(shown))
@@ -182,7 +69,7 @@ def checkpoints_view(checkpoints: Sequence[Json], url: str) -> RenderableType:
     """The checkpoints that are kept, and where their weights can be had."""
     if not checkpoints:
         return Text("No checkpoint yet.", style="dim")
-    table = _table()
+    table = plain_table()
     for name in ("checkpoint", "epoch", "figures", "size"):
         table.add_column(name)
     table.add_column("weights", overflow="fold")
@@ -233,21 +120,6 @@ def ago(moment: str, now: datetime | None = None) -> str:
     return f"{max(seconds, 0)} s ago"
 
 
-def _table(**options: Any) -> Table:
+def plain_table(**options: Any) -> Table:
+    """A table without lines."""
     return Table(box=None, padding=(0, 2, 0, 0), header_style="dim", title_justify="left", caption_justify="left", **options)
-
-
-def _tensors(totals: Json, status: str) -> int:
-    return int(totals.get(status, {}).get("tensors", 0))
-
-
-def _bar(part: int, whole: int, width: int = 12) -> Text:
-    share = part / whole if whole else 0.0
-    filled = width if part == whole else min(round(share * width), width - 1)
-    return Text.assemble(("━" * filled, "green"), ("━" * (width - filled), "bright_black"), f" {share:.1%}")
-
-
-def _value(value: object) -> str:
-    if isinstance(value, list | tuple):
-        return ", ".join(_value(item) for item in value)
-    return f"{value:g}" if isinstance(value, float) else "" if value is None else str(value)

@@ -1,0 +1,149 @@
+"""The reports of a plan and a job for people: the transfer and the parameter groups, as rich renderables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from client.http import Json
+from client.tables import plain_table, size
+
+_SHOWN_ROWS = 12
+_SHOWN_KINDS = 3
+
+
+def transfer_view(transfer: Json) -> RenderableType:
+    """A line that sums up, a row per module with its share as a bar, then what was not loaded, collapsed."""
+    if transfer["source"] is None:
+        return Text("From scratch: no pretrained weights.", style="dim")
+    sources = transfer["source_totals"]
+    used, total = _tensors(sources, "used"), sum(count["tensors"] for count in sources.values())
+    share = transfer["loaded_share"]
+    summary = Text.assemble(
+        (f"{used} of {total}", "bold green" if used else "bold red"),
+        f" tensors of {transfer['source']} were loaded: ",
+        (f"{share:.1%}", "bold"),
+        " of the model outside its head.",
+    )
+    return Group(summary, _modules(transfer["modules"]), *_left_out(transfer))
+
+
+def _modules(modules: Iterable[Json]) -> Table:
+    table = plain_table()
+    table.add_column("module")
+    table.add_column("tensors", justify="right")
+    table.add_column("elements", justify="right")
+    table.add_column("loaded")
+    for module in modules:
+        loaded, total = module["loaded"], module["total"]
+        table.add_row(
+            escape(module["module"]),
+            f"{loaded['tensors']} of {total['tensors']}",
+            f"{loaded['elements']:,} of {total['elements']:,}",
+            _bar(loaded["elements"], total["elements"]),
+        )
+    return table
+
+
+def _left_out(transfer: Json) -> list[RenderableType]:
+    """Tables of the model's tensors that were not loaded and of the source's that were not used."""
+    targets = [(entry["key"], entry["reason"]) for entry in transfer["targets"] if entry["status"] != "loaded"]
+    sources = [(entry["key"], entry["reason"]) for entry in transfer["sources"] if entry["status"] != "used"]
+    shown: list[RenderableType] = []
+    for title, entries in (("in the model, not loaded", targets), ("in the source, not used", sources)):
+        if not entries:
+            continue
+        table = plain_table()
+        table.add_column(title)
+        table.add_column("tensors", justify="right")
+        table.add_column("why")
+        rows = collapse(entries)
+        for pattern, reason, count in rows[:_SHOWN_ROWS]:
+            table.add_row(escape(pattern), str(count), escape(reason))
+        if len(rows) > _SHOWN_ROWS:
+            table.add_row(f"and {len(rows) - _SHOWN_ROWS} more kinds", "", "all of them: --json", style="dim")
+        shown.append(table)
+    return shown
+
+
+def collapse(entries: Iterable[tuple[str, str | None]]) -> list[tuple[str, str, int]]:
+    """`(key, reason)` pairs as `(pattern, reason, how many)`: keys that differ only in numbers are one, `*` for the numbers.
+
+    A number in which a whole kind agrees stays. The order is that of the first key of each kind.
+    """
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for key, reason in entries:
+        kinds.setdefault((re.sub(r"\d+", "*", key), re.sub(r"\[[\d, ]*\]", "[…]", reason or "")), []).append(key)
+    return [(_pattern(keys), reason, len(keys)) for (_, reason), keys in kinds.items()]
+
+
+def _pattern(keys: Sequence[str]) -> str:
+    numbers = zip(*(re.findall(r"\d+", key) for key in keys), strict=True)
+    kept = iter([column[0] if len(set(column)) == 1 else "*" for column in numbers])
+    return re.sub(r"\d+", lambda _: next(kept), keys[0])
+
+
+def groups_view(groups: Json) -> RenderableType:
+    """One row per parameter group: what is in it, and the values it trains with."""
+    rows = groups["groups"]
+    names = [name for name in ("lr", "momentum", "betas", "weight_decay") if any(name in row["hyperparameters"] for row in rows)]
+    table = plain_table(title=f"{groups['optimizer']}, parameter groups")
+    table.add_column("group", no_wrap=True)
+    for name in ("tensors", "elements", *names):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("parameters", overflow="fold")
+    for row in rows[:_SHOWN_ROWS]:
+        held = row["hyperparameters"]
+        values = ["frozen" if row["frozen"] and name == "lr" else _value(held.get(name)) for name in names]
+        style = "dim" if row["frozen"] else None
+        table.add_row(
+            escape(row["name"]), str(row["tensors"]), f"{row['elements']:,}", *values, _kinds(row["parameters"]), style=style
+        )
+    if len(rows) > _SHOWN_ROWS:
+        table.add_row(f"and {len(rows) - _SHOWN_ROWS} more", style="dim")
+    if groups["executed_groups"] < len(rows):
+        table.caption = f"run as {groups['executed_groups']}: equal ones are one, frozen ones none"
+    return table
+
+
+def plan_view(plan: Json) -> RenderableType:
+    """What a plan says, from the data to the warnings."""
+    dataset, steps, memory = plan["dataset"], plan["steps"], plan["memory"]
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row(
+        "dataset",
+        f"{escape(dataset['source'])}: {dataset['train']:,} images to train on, {dataset['validation']:,} to validate, "
+        f"{len(dataset['classes'])} classes",
+    )
+    facts.add_row("model", f"{escape(plan['spec']['model']['name'])} at {plan['spec']['dataset']['image_size']} px")
+    facts.add_row("steps", f"{steps['total']:,} ({steps['per_epoch']:,} an epoch)")
+    facts.add_row("memory", f"{size(memory['total'])} estimated")
+    warnings = [Text(f"! {warning}", style="yellow") for warning in plan["warnings"]]
+    return Group(facts, "", transfer_view(plan["transfer"]), "", groups_view(plan["groups"]), *warnings)
+
+
+def _tensors(totals: Json, status: str) -> int:
+    return int(totals.get(status, {}).get("tensors", 0))
+
+
+def _bar(part: int, whole: int, width: int = 12) -> Text:
+    share = part / whole if whole else 0.0
+    filled = width if part == whole else min(round(share * width), width - 1)
+    return Text.assemble(("━" * filled, "green"), ("─" * (width - filled), "bright_black"), f" {share:.1%}")
+
+
+def _value(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(_value(item) for item in value)
+    return f"{value:g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def _kinds(parameters: Iterable[str]) -> str:
+    kinds = [pattern for pattern, _, _ in collapse((key, None) for key in parameters)]
+    more = f" and {len(kinds) - _SHOWN_KINDS} more kinds" if len(kinds) > _SHOWN_KINDS else ""
+    return escape(", ".join(kinds[:_SHOWN_KINDS]) + more)
