@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import orjson
 from fastapi import APIRouter, Request, Response
 
-from api import plans, problems
+from api import plans, problems, schemas
 from api.dependencies import Svc
 
 router = APIRouter(tags=["service"])
 
 
-@router.get("/catalog", summary="What a spec may name", response_model=dict[str, Any], responses=problems.responses())
+@router.get("/catalog", summary="What a spec may name", response_model=schemas.Catalog, responses=problems.responses())
 async def get_catalog(request: Request, service: Svc) -> Response:
     """Datasets, models, losses and optimizers by name, with the keywords of each."""
     state = request.app.state

@@ -65,7 +65,8 @@ def _state(event: StoredEvent, data: dict[str, Any]) -> Iterator[str]:
         "cancelled": "The job was cancelled",
     }.get(data["state"], f"The job is {data['state']}")
     by = f" (by {data['by']})" if data.get("by") else ""
-    yield _line(f"{said}{by}{': ' + data['reason'] if data.get('reason') else ''}")
+    told = data.get("reason") and data["state"] != "failed"  # the end says it whole
+    yield _line(f"{said}{by}{': ' + data['reason'] if told else ''}")
 
 
 def _transfer(_event: StoredEvent, data: dict[str, Any]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Collection, Sequence
 from typing import Annotated, Any
 
@@ -55,7 +56,7 @@ async def post_job(body: plans.Body, service: Svc, idempotency_key: Key = None) 
     What cannot work is refused here, with every place named: parameter groups and rename rules that match nothing, too little
     loaded, unknown datasets, wrong keywords.
     """
-    body_hash = hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    body_hash = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     answer = await run_in_threadpool(_made_before, service, idempotency_key, body_hash)
     if answer is None:
         planned = await plans.plan(service, body)

@@ -112,7 +112,7 @@ async def ask(service: Service, target: str, payload: Mapping[str, Any]) -> dict
 
 
 def _failed(service: Service, error: CallFailed) -> ProblemError:
-    if error.type == "MemoryError":
+    if error.type == "MemoryError" or "can't allocate memory" in error.message:
         size = service.settings.plan_memory >> 20
         return ProblemError(422, "plan-memory", f"planning this takes more than {size} MiB (GRAFT_PLAN_MEMORY)")
     hint = f" {error.hint}" if error.hint else ""

@@ -221,3 +221,20 @@ class Plan(BaseModel):
     lr: dict[str, list[tuple[int, float]]] = Field(description="Per group: [step, lr] where it changes.")
     memory: dict[str, int] = Field(description="Bytes, estimated.")
     warnings: list[str]
+
+
+class CatalogEntry(BaseModel):
+    """A class that a spec may name."""
+
+    keywords: dict[str, Any] = Field(description="Each keyword with its default.")
+    refused: str | None = Field(description="Why a job cannot use it, where it cannot.")
+
+
+class Catalog(BaseModel):
+    """What a spec may name."""
+
+    datasets: dict[str, list[str]] = Field(description="By scheme: `torchvision`, `sklearn`, `folder`.")
+    models: list[str]
+    pretrained: dict[str, list[str]] = Field(description="Per model, the names of its weights.")
+    losses: dict[str, CatalogEntry]
+    optimizers: dict[str, CatalogEntry]

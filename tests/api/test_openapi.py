@@ -1,0 +1,141 @@
+"""The OpenAPI page: it is valid, it is whole, and the service does what it says."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import httpx
+import orjson
+import pydantic
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+import api
+from api import schemas
+
+ISSUE_2 = {
+    ("POST", "/plans"), ("POST", "/jobs"), ("GET", "/jobs"), ("GET", "/jobs/{job_id}"), ("POST", "/jobs/{job_id}/cancel"),
+    ("GET", "/jobs/{job_id}/events"), ("GET", "/jobs/{job_id}/logs"), ("GET", "/jobs/{job_id}/losses"),
+    ("GET", "/jobs/{job_id}/transfer"), ("GET", "/jobs/{job_id}/groups"), ("GET", "/jobs/{job_id}/checkpoints"),
+    ("GET", "/jobs/{job_id}/checkpoints/{which}/{name}"), ("GET", "/catalog"), ("GET", "/workers"),
+    ("GET", "/health/live"), ("GET", "/health/ready"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def document(url: str) -> dict:
+    return httpx.get(f"{url}/openapi.json").json()
+
+
+def operations(document):
+    return {(method.upper(), path): operation for path, item in document["paths"].items() for method, operation in item.items()}
+
+
+def test_it_has_these_calls_and_no_other(document):
+    assert set(operations(document)) == ISSUE_2
+
+
+def test_every_call_has_a_tag_a_summary_a_description_and_its_problems(document):
+    tags = {tag["name"] for tag in document["tags"]}
+    for (_, path), operation in operations(document).items():
+        assert set(operation["tags"]) <= tags
+        assert operation["summary"]
+        assert operation["description"]
+        if path != "/health/live":
+            content = [answer["content"] for status, answer in operation["responses"].items() if int(status) >= 400]
+            assert content
+            assert all(list(kinds) == ["application/problem+json"] for kinds in content)
+
+
+def test_every_reference_leads_somewhere(document):
+    def references(node):
+        if isinstance(node, dict):
+            if isinstance(node.get("$ref"), str):
+                yield node["$ref"]
+            for value in node.values():
+                yield from references(value)
+        elif isinstance(node, list):
+            for value in node:
+                yield from references(value)
+
+    known = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
+    assert set(references(document)) <= known
+
+
+def test_what_is_answered_fits_the_models(bench, client, transfer, groups):
+    job_id = bench.running()
+    bench.append(job_id, (0, "transfer", transfer), (0, "groups", groups), (0, "log", {"level": "info", "message": "hi"}))
+    bench.losses(job_id, first=0, losses=[1.0, "nan"])
+    bench.epoch(job_id, epoch=0, step=2)
+    bench.checkpoint(job_id, epoch=0, step=2, top1=0.5)
+    bench.append(job_id, (2, "rewound", {"to_step": 2}))
+    bench.finish(job_id)
+    for path, model in [
+        (f"/jobs/{job_id}", schemas.Job),
+        ("/jobs", schemas.JobPage),
+        (f"/jobs/{job_id}/events", schemas.EventPage),
+        (f"/jobs/{job_id}/losses", schemas.Losses),
+        (f"/jobs/{job_id}/losses?points=1", schemas.Losses),
+        (f"/jobs/{job_id}/transfer", schemas.TransferData),
+        (f"/jobs/{job_id}/groups", schemas.GroupsData),
+        (f"/jobs/{job_id}/checkpoints", schemas.Checkpoints),
+        ("/workers", schemas.Workers),
+    ]:
+        answer = client.get(path).json()
+        strict = pydantic.create_model("Strict", __base__=model, __config__=None)
+        assert set(answer) <= set(strict.model_fields), path
+        strict.model_validate(answer)
+    kinds = [event["kind"] for event in client.get(f"/jobs/{job_id}/events").json()["data"]]
+    assert set(kinds) == set(schemas.TYPED_EVENTS)
+
+
+STREAMS = ["/jobs/{job_id}/events", "/jobs/{job_id}/logs"]
+SANDBOX = ["/plans", "/catalog"]
+
+
+@pytest.mark.slow  # hundreds of requests
+@pytest.mark.parametrize("mode", ["positive", "negative"])
+def test_the_service_does_what_the_page_says(url, bench, mode):
+    """Generated requests, those that fit the schema and those that do not: no 500, and each answer is a declared one."""
+    bench.finish(bench.running())
+    modes = [schemathesis.GenerationMode(mode)]
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json").exclude(path=[*STREAMS, *SANDBOX])
+    schema.config.generation.update(modes=modes)
+    checked = 0
+    for result in schema.get_all_operations():
+        operation = result.ok()
+
+        @settings(
+            max_examples=12, deadline=None, database=None, derandomize=True, phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )  # fmt: skip
+        @given(case=operation.as_strategy(generation_mode=modes[0]))
+        def run(case):
+            nonlocal checked
+            response = case.call(base_url=url)
+            assert response.status_code < 500 or response.status_code == 503
+            case.validate_response(response, checks=CHECKS)
+            checked += 1
+
+        run()
+    assert checked > 60
+
+
+CHECKS = [
+    schemathesis.checks.not_a_server_error,
+    schemathesis.specs.openapi.checks.status_code_conformance,
+    schemathesis.specs.openapi.checks.content_type_conformance,
+    schemathesis.specs.openapi.checks.response_schema_conformance,
+]
+
+
+def test_the_api_imports_no_torch_and_no_worker():
+    banned = {"torch", "torchvision", "worker", "client", "migrations"}
+    for file in Path(api.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in getattr(node, "names", [])]
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                assert not {name.partition(".")[0] for name in names} & banned, file

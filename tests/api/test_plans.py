@@ -1,0 +1,203 @@
+"""Specs against the real sandbox: what passes is queued, what cannot work is refused with every place named."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from api import examples, schemas
+from api.app import create_app
+from store.settings import Settings
+
+pytestmark = pytest.mark.slow  # the sandbox imports torch once
+
+SMALL = {"dataset": {"source": "sklearn:digits", "image_size": 32}, "model": {"name": "torchvision:resnet18"}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _warm(url: str) -> None:
+    deadline = time.monotonic() + 100
+    while httpx.get(f"{url}/health/ready").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_plan_says_everything_that_can_be_known_before_training(client):
+    answer = client.post("/plans", json=SMALL)
+    assert answer.status_code == 200, answer.text
+    plan = schemas.Plan.model_validate(answer.json())
+    assert plan.spec.loader.batch_size == 32
+    assert len(plan.dataset.classes) == 10
+    assert plan.steps.total == plan.steps.per_epoch > 10
+    assert sum(row.tensors for row in plan.groups.groups) == len(plan.transfer.targets) - 60  # 60 buffers
+    assert plan.memory["total"] > 44_000_000
+
+
+@pytest.mark.parametrize("example", [name for name in examples.SPECS if name != "transfer"])
+def test_the_examples_of_the_openapi_page_work(client, example):
+    assert client.post("/plans", json=examples.SPECS[example]["value"]).status_code == 200
+
+
+def test_the_transfer_example_lacks_only_what_cannot_be_downloaded_here(client):
+    faults = client.post("/plans", json=examples.SPECS["transfer"]["value"]).json()["errors"]
+    assert {fault["pointer"] for fault in faults} <= {"/dataset/source", "/pretrained/source"}
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer", "said"),
+    [
+        ({"optimzer": {}}, "/optimzer", "Did you mean 'optimizer'?"),
+        ({"loader": {"batch_size": 0}}, "/loader/batch_size", "greater than or equal to 1"),
+        ({"loader": {"batchsize": 8}}, "/loader/batchsize", "Did you mean 'batch_size'?"),
+        ({"dataset": {"source": "sklearn:digitz"}}, "/dataset/source", "digits"),
+        ({"dataset": {"source": "folder:nothing"}}, "/dataset/source", "nothing"),
+        ({"model": {"name": "torchvision:resnet8"}}, "/model/name", "Did you mean 'resnet18'?"),
+        ({"model": {"name": "torchvision:resnet18", "widths": 3}}, "/model/widths", ""),
+        ({"optimizer": {"name": "Adan"}}, "/optimizer/name", "Did you mean 'Adam'?"),
+        ({"optimizer": {"name": "Adam", "momentum": 0.9}}, "/optimizer/momentum", ""),
+        ({"optimizer": {"groups": [{"params": "head.*"}]}}, "/optimizer/groups/0/params", ""),
+        ({"optimizer": {"lr": "fast"}}, "/optimizer/lr", ""),
+        ({"loss": {"name": "CrossEntropyLos"}}, "/loss/name", "Did you mean 'CrossEntropyLoss'?"),
+        ({"pretrained": {"source": "job:999999"}}, "/pretrained/source", "there is no job 999999"),
+        ({"pretrained": {"source": "job:one"}}, "/pretrained/source", "names no job"),
+        ({"pretrained": {"source": "file:../x.pth"}}, "/pretrained/source", "leaves the inputs directory"),
+        ({"name": "a\u0000b"}, "/name", "U+0000"),
+        ({"training": {"seed": 2**70}}, "/training/seed", ""),
+        ({"model": {"name": "torchvision:resnet18", "x": [[1]]}}, "/model/x", ""),
+    ],
+)
+def test_what_cannot_work_is_refused_at_its_place(client, change, pointer, said):
+    answer = client.post("/jobs", json={**SMALL, **change})
+    assert answer.status_code == 422, answer.text
+    problem = answer.json()
+    assert problem["type"] == "urn:graft:problem:invalid-spec"
+    found = [error for error in problem["errors"] if error["pointer"] == pointer]
+    assert found, problem
+    assert said in found[0]["message"]
+
+
+def test_every_fault_is_named_at_once(client):
+    answer = client.post("/plans", json={"loader": {"batch_size": 0}, "models": {}})
+    assert {error["pointer"] for error in answer.json()["errors"]} == {"/dataset", "/model", "/loader/batch_size", "/models"}
+    assert "(and 3 more" in answer.json()["detail"]
+
+
+def test_a_submitted_job_is_there_resolved_and_queued(client):
+    answer = client.post("/jobs", json={**SMALL, "name": "first", "labels": {"team": "web"}})
+    assert answer.status_code == 201, answer.text
+    job = answer.json()
+    assert answer.headers["location"] == f"/jobs/{job['id']}"
+    assert client.get(answer.headers["location"]).json() == job
+    assert (job["state"], job["name"]) == ("queued", "first")
+    assert job["progress"]["steps"] > 10
+    assert job["spec"]["dataset"]["image_size"] == 32
+    schemas.Job.model_validate(job)
+
+
+def test_the_same_key_and_spec_give_the_same_job_and_another_spec_a_conflict(client):
+    headers = {"Idempotency-Key": "k-1"}
+    first = client.post("/jobs", json=SMALL, headers=headers)
+    again = client.post("/jobs", content=json.dumps(SMALL, indent=8), headers={**headers, **JSON})
+    other = client.post("/jobs", json={**SMALL, "name": "other"}, headers=headers)
+    assert (first.status_code, again.status_code, other.status_code) == (201, 200, 409)
+    assert again.json()["id"] == first.json()["id"]
+    assert again.headers["location"] == first.headers["location"]
+    assert str(first.json()["id"]) in other.json()["detail"]
+
+
+def test_one_key_sent_many_times_at_once_makes_one_job(url):
+    answers: list[httpx.Response] = []
+
+    def send() -> None:
+        answers.append(httpx.post(f"{url}/jobs", json=SMALL, headers={"Idempotency-Key": "k-2"}, timeout=60))
+
+    threads = [threading.Thread(target=send) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 201]
+    assert len({answer.json()["id"] for answer in answers}) == 1
+
+
+def test_an_earlier_job_is_pinned_to_its_best_checkpoint(app, bench, client):
+    pin = app.state.service
+    early = bench.running()
+    answer = client.post("/plans", json={**SMALL, "pretrained": {"source": f"job:{early}"}})
+    assert "has no checkpoint yet" in answer.json()["errors"][0]["message"]
+    for epoch, top1 in enumerate([0.9, 0.5]):
+        bench.checkpoint(early, epoch=epoch, step=epoch + 1, top1=top1)
+    from api.plans import _pin
+    from core.spec import JobSpec
+
+    spec = JobSpec.model_validate({**SMALL, "pretrained": {"source": f"job:{early}"}})
+    assert _pin(pin, spec) == {
+        f"job:{early}": {"path": str(bench.data_dir / "jobs" / str(early) / "1" / "1"), "sha256": f"{1:064x}", "step": 1}
+    }
+
+
+def test_the_catalog_names_what_a_spec_may_name(client):
+    began = time.monotonic()
+    catalog = schemas.Catalog.model_validate(client.get("/catalog").json())
+    assert "torchvision:resnet50" in catalog.models
+    assert "lr" in catalog.optimizers["Adam"].keywords
+    assert client.get("/catalog").elapsed.total_seconds() < (time.monotonic() - began)
+
+
+def test_requests_are_answered_while_plans_run_and_wait(client, url):
+    threads = [threading.Thread(target=httpx.post, args=(f"{url}/plans",), kwargs={"json": SMALL, "timeout": 60}) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    slowest = max(client.get("/jobs?limit=1").elapsed.total_seconds() for _ in range(20))
+    for thread in threads:
+        thread.join()
+    assert slowest < 1
+
+
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "slug"),
+    [
+        ("timeout", 503, "plan-timeout"),
+        ("memory", 422, "plan-memory"),
+        ("killed", 422, "plan-crashed"),
+        ("lost", 503, "sandbox-unavailable"),
+        ("raised", 422, "plan-failed"),
+    ],
+)
+def test_a_plan_that_breaks_its_child_is_a_problem_not_a_500(app, client, monkeypatch, error, status, slug):
+    from sandbox import CallFailed, CallKilled, CallTimeout, SandboxLost
+
+    errors: dict[str, Exception] = {
+        "timeout": CallTimeout(60),
+        "memory": CallFailed("RuntimeError", "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        "killed": CallKilled(11, None, ["last words"]),
+        "lost": SandboxLost("the forkserver died; try again"),
+        "raised": CallFailed("KeyError", "'x'", hint="Mend it.", lines=["Traceback: secret"]),
+    }
+
+    def call(*_: Any, **__: Any) -> dict[str, Any]:
+        raise errors[error]
+
+    monkeypatch.setattr(app.state.service.sandbox, "call", call)
+    answer = client.post("/plans", json=SMALL)
+    assert (answer.status_code, answer.json()["type"]) == (status, f"urn:graft:problem:{slug}")
+    assert "secret" not in answer.text
+
+
+def test_postgresql_that_is_not_at_head_is_refused_at_the_start(tmp_path, monkeypatch):
+    from store.database import Database
+
+    monkeypatch.setattr(Database, "at_head", lambda _: False)
+    settings = Settings(data_dir=tmp_path, database_url="postgresql://nobody@127.0.0.1:9/none")
+    from fastapi.testclient import TestClient
+
+    with pytest.raises(RuntimeError, match="not at head"), TestClient(create_app(settings)):
+        pass
