@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ def train_fn(
     for images, targets in loader.batches(epoch):
         optimizer.zero_grad(set_to_none=True)
         loss = loss_of(model(images), targets, loss_fn)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         for due in readback.push(loss, _Step(step, len(targets), learning_rates(optimizer))):
             yield losses.take(*due)
@@ -166,6 +166,3 @@ def _epoch(
 
 def _device_of(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
-__all__: list[Any] = ["Batches", "evaluate", "fit", "train_fn"]

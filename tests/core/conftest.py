@@ -2,21 +2,61 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 from core.places import Places
+from core.spec import JobSpec
 
 torch.set_num_threads(1)  # small tensors: threads cost more than they give, and other tests want the cores
 
+TINY = '''
+from torch import nn
+
+
+class Tiny(nn.Sequential):
+    """Everything that has state or chance: a convolution, a norm's running statistics, dropout."""
+
+    def __init__(self, num_classes=10):
+        super().__init__(
+            nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(0.2),
+            nn.Linear(72, num_classes),
+        )
+'''
+
+
+@pytest.fixture(scope="session")
+def plugins_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a person's own module, `graft_tiny`."""
+    folder = tmp_path_factory.mktemp("plugins")
+    (folder / "graft_tiny.py").write_text(TINY)
+    return folder
+
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
-    """An inputs directory and a cache of the test's own."""
+def places(tmp_path: Path, plugins_dir: Path) -> Places:
+    """An inputs directory and a cache of the test's own, and the module `graft_tiny`."""
     (tmp_path / "inputs").mkdir()
-    return Places(inputs=tmp_path / "inputs", cache=tmp_path / "cache")
+    return Places(inputs=tmp_path / "inputs", cache=tmp_path / "cache", plugins=("graft_tiny",), plugins_dir=plugins_dir)
+
+
+@pytest.fixture
+def tiny_spec() -> Callable[..., JobSpec]:
+    """A job on the digits that takes a blink an epoch: `tiny_spec(epochs=2)`; other keywords replace parts of the spec."""
+
+    def make(epochs: int = 1, seed: int = 0, **parts: Any) -> JobSpec:
+        smallest = {
+            "dataset": {"source": "sklearn:digits"},
+            "loader": {"batch_size": 64},
+            "model": {"name": "python:graft_tiny:Tiny"},
+            "training": {"epochs": epochs, "seed": seed},
+        }
+        return JobSpec.model_validate({**smallest, **parts})
+
+    return make
 
 
 @pytest.fixture
