@@ -79,8 +79,6 @@ class Sandbox:
 
         Close the child, or use it as a context manager: leaving kills it.
         """
-        server = self._living()
-        server.wait_ready(None)
         request = {
             "target": target,
             "limits": asdict(limits),
@@ -88,7 +86,15 @@ class Sandbox:
             "import_path": self._import_path,
             "cwd": None if cwd is None else str(cwd),
         }
-        return server.fork(request)
+        server = self._living()
+        server.wait_ready(None)
+        try:
+            return server.fork(request)
+        except SandboxLost:  # it died a moment ago, and the child that it may have forked with it
+            server.end()
+            server = self._living()
+            server.wait_ready(None)
+            return server.fork(request)
 
     def call(
         self,

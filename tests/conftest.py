@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import NullPool, create_engine, text
 
 from core.spec import JobSpec
+from sandbox import Sandbox
 from store.database import Database
 
 
@@ -92,3 +93,19 @@ def make_spec() -> Any:
         return JobSpec.model_validate({**smallest, **parts}).model_dump(mode="json")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Iterator[Sandbox]:
+    """A warm sandbox, which takes some seconds of imports, so there is one; its children find `tests/targets`.
+
+    Its owner's environment held secrets when it started: no child may have seen them.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("GRAFT_DATABASE_URL", "GRAFT_BROKER_URL", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "CELERY_BROKER_URL"):
+            patch.setenv(name, "a-secret")
+        patch.setenv("HTTPS_PROXY", "http://user:a-secret@proxy")
+        made = Sandbox(import_path=[Path(__file__).parent / "targets"])
+        made.start()
+    yield made
+    made.close()
