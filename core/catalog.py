@@ -22,6 +22,11 @@ REFUSED_OPTIMIZERS = {
     "LBFGS": "evaluates the loss several times a step, which the loop does not do",
     "SparseAdam": "takes sparse gradients, which no model here has",
 }
+REFUSED_OPTIMIZER_KEYWORDS = {
+    "params": "parameters come from the model; address them by groups",
+    "capturable": "it is for CUDA graphs, which are not used here; leave it out",
+    "differentiable": "nothing differentiates through the step; leave it out",
+}
 _REFUSED_LOSS_KEYWORDS = {
     "size_average": "torch has deprecated it; leave it out",
     "reduce": "torch has deprecated it; leave it out",
@@ -79,9 +84,9 @@ def build_loss(spec: LossSpec) -> nn.Module:
 
 
 def check_loss(loss: nn.Module, spec: LossSpec, classes: int, labels: Tensor) -> None:
-    """Run one small batch of outputs (float32 [B, classes]) and real `labels` (int64 [B]) through the loss and back.
+    """Run one small batch of outputs (float32 [B, classes]) and real `labels` (int64 [B]) through the loss.
 
-    Raises SpecError below /loss where that fails, or gives what cannot be trained by.
+    Raises SpecError below /loss where that fails.
     """
     for key in ("weight", "pos_weight"):
         given = spec.keywords.get(key)
@@ -96,7 +101,8 @@ def check_loss(loss: nn.Module, spec: LossSpec, classes: int, labels: Tensor) ->
     try:
         with warnings.catch_warnings(action="error"):
             value = loss(outputs, targets)
-            value.backward()
+        if value.ndim or not value.requires_grad:
+            raise ValueError(f"it gives {list(value.shape)} numbers, not one to train by")
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise SpecError.at("/loss/name", f"{spec.name} does not fit class-index targets: {reason}. {_FIT}") from error
@@ -147,8 +153,6 @@ def keyword_defaults(target: Callable[..., Any], without: Collection[str]) -> di
 
 def catalog_request(payload: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG001  (each request of a sandbox has one)
     """Everything that a spec may name, as JSON: GET /catalog."""
-    from core.groups import OURS  # noqa: PLC0415  (groups needs this module)
-
     labels = torch.tensor([0, 1])
     losses = {
         name: {
@@ -159,7 +163,7 @@ def catalog_request(payload: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG001 
     }
     optimizers = {
         name: {
-            "keywords": keyword_defaults(getattr(torch.optim, name), OURS),
+            "keywords": keyword_defaults(getattr(torch.optim, name), REFUSED_OPTIMIZER_KEYWORDS),
             "refused": REFUSED_OPTIMIZERS.get(name),
         }
         for name in optimizer_names()

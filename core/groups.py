@@ -19,23 +19,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
-from core.catalog import check_keywords, optimizer_class
+from core.catalog import optimizer_class
 from core.errors import Fault, SpecError, did_you_mean, pointer_of
 from core.events import GroupRow, GroupsData
+from core.hyperparameters import as_torch, check_optimizer, defaults
 from core.spec import GroupSpec, OptimizerSpec
 
 POINTER = "/optimizer"
-OURS = {
-    "params": "parameters come from the model; address them by groups",
-    "capturable": "it is for CUDA graphs, which are not used here; leave it out",
-    "differentiable": "nothing differentiates through the step; leave it out",
-}
-_WHOLE = {
-    "foreach": "it is how the whole optimizer runs, not one group; give it beside the optimizer's name",
-    "fused": "it is how the whole optimizer runs, not one group; give it beside the optimizer's name",
-    "initial_accumulator_value": "Adagrad takes it for all groups alike; give it beside the optimizer's name",
-}
-_HIDDEN = {"params", "param_names", "names", "foreach", "fused", "capturable", "differentiable"}
 
 
 @dataclass(frozen=True)
@@ -56,53 +46,26 @@ def build_optimizer(model: nn.Module, spec: OptimizerSpec, device: torch.device)
     groups = resolve(model, spec)
     freeze(groups)
     target = optimizer_class(spec.name)
-    keywords = {**_listed_as_tuples(spec.keywords), **implementation(spec, device)}
+    keywords = {**as_torch(spec.keywords), **implementation(spec, device)}
     optimizer = target(coalesced(groups), **keywords)
     return optimizer, report(groups, spec, device)
 
 
 def resolve(model: nn.Module, spec: OptimizerSpec) -> list[Group]:
     """Each parameter's group, in the spec's order, `default` last. Changes nothing. Raises SpecError with every fault."""
-    target = optimizer_class(spec.name)
     faults = check_optimizer(spec)
     members, rest = _assign(model, spec.groups, spec.group_names, faults)
     if faults:
         raise SpecError(*faults)
-    base = _defaults(target, spec.keywords)
+    base = defaults(spec)
     groups = [
-        Group(name, {**base, **_listed_as_tuples(one.keywords)}, one.freeze, parameters)
+        Group(name, {**base, **as_torch(one.keywords)}, one.freeze, parameters)
         for name, one, parameters in zip(spec.group_names, spec.groups, members, strict=True)
     ]
     if rest:
         groups.append(Group("default", base, False, rest))
     _check_parameters(groups, spec)
     return groups
-
-
-def check_optimizer(spec: OptimizerSpec) -> list[Fault]:
-    """The faults that need no model: keywords and their values, of the optimizer and of each group."""
-    target = optimizer_class(spec.name)
-    faults = check_keywords(target, spec.keywords, POINTER, refused=OURS)
-    if not faults:
-        faults = _check_values(target, {}, spec.keywords, POINTER)
-    if faults:
-        return faults
-    allowed = set(_defaults(target, spec.keywords)) & set(inspect.signature(target).parameters)
-    refused = {
-        **OURS,
-        **_WHOLE,
-        **dict.fromkeys(_constructor_only(target, allowed), f"{spec.name} takes it for all groups alike"),
-    }
-    checked: set[str] = set()
-    for index, group in enumerate(spec.groups):
-        if not group.keywords or (known := json.dumps(group.keywords, sort_keys=True)) in checked:
-            continue
-        here = f"{POINTER}/groups/{index}"
-        found = check_keywords(target, group.keywords, here, refused=refused)
-        found = found or _check_values(target, spec.keywords, group.keywords, here)
-        checked |= set() if found else {known}
-        faults += found
-    return faults
 
 
 def freeze(groups: Iterable[Group]) -> None:
@@ -118,7 +81,7 @@ def coalesced(groups: Iterable[Group]) -> list[dict[str, Any]]:
     merged: dict[str, dict[str, Any]] = {}
     for group in groups:
         key = json.dumps(group.hyperparameters, sort_keys=True)
-        one = merged.setdefault(key, {**_trained_by(group.hyperparameters), "params": [], "names": []})
+        one = merged.setdefault(key, {**group.hyperparameters, "params": [], "names": []})
         one["params"] += group.parameters
         one["names"].append(group.name)
     return list(merged.values())
@@ -130,8 +93,7 @@ def report(groups: list[Group], spec: OptimizerSpec, device: torch.device) -> Gr
         GroupRow(
             name=group.name,
             hyperparameters={
-                key: list(value) if isinstance(value, tuple) else value
-                for key, value in _trained_by(group.hyperparameters).items()
+                key: list(value) if isinstance(value, tuple) else value for key, value in group.hyperparameters.items()
             },
             frozen=group.frozen,
             tensors=len(group.parameters),
@@ -259,44 +221,3 @@ def _check_parameters(groups: list[Group], spec: OptimizerSpec) -> None:
             raise SpecError.at(
                 f"{POINTER}/name", f"Muon takes matrices alone, but '{odd[0]}' has {odd[1]} dimensions; use AdamW or SGD"
             )
-
-
-def _defaults(target: type[Optimizer], keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """Every hyper-parameter that a group of this optimizer holds, the keywords applied."""
-    defaults: dict[str, Any] = dict(_trial(target, keywords).defaults)
-    return _trained_by(defaults)
-
-
-def _trained_by(defaults: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in defaults.items() if key not in _HIDDEN}
-
-
-def _trial(target: Callable[..., Optimizer], keywords: Mapping[str, Any]) -> Optimizer:
-    return target([nn.Parameter(torch.zeros(2, 2, device="cpu"))], **_listed_as_tuples(keywords))
-
-
-def _constructor_only(target: type[Optimizer], allowed: set[str]) -> list[str]:
-    return [key for key in inspect.signature(target).parameters if key not in allowed and key not in OURS and key not in _WHOLE]
-
-
-def _check_values(target: type[Optimizer], base: Mapping[str, Any], keywords: Mapping[str, Any], pointer: str) -> list[Fault]:
-    """What the constructor says of these values (of a group's it checks none by itself), at the keyword to blame."""
-    error = _refusal(target, {**base, **keywords})
-    if error is None:
-        return []
-    blamed = [key for key, value in keywords.items() if _refusal(target, {**base, key: value})]
-    if len(blamed) != 1:
-        return [Fault(pointer, f"{target.__name__} refuses these values: {error}")]
-    return [Fault(pointer + pointer_of(blamed[0]), f"{target.__name__} refuses it: {error}")]
-
-
-def _refusal(target: type[Optimizer], keywords: Mapping[str, Any]) -> str | None:
-    try:
-        _trial(target, keywords)
-    except Exception as error:  # torch's optimizers check with ValueError, TypeError, RuntimeError and plain indexing
-        return str(error) or type(error).__name__
-    return None
-
-
-def _listed_as_tuples(keywords: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in keywords.items()}

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, get_type_hints
 
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
 from torchvision import models as vision
 
 from core import weights
@@ -31,6 +30,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": True},
     "inception_v3": {"aux_logits": False, "init_weights": True},
 }
+_BUILDER_ONLY = ("width_mult", "reduced_tail", "dilated")
+"""What MobileNetV3's builder takes beside its class's keywords."""
 _OURS = {
     "num_classes": "the number of classes comes from the dataset; leave it out",
     "weights": "pretrained weights are named by /pretrained; leave it out",
@@ -72,7 +73,7 @@ def build_model(spec: ModelSpec, classes: int, places: Places) -> nn.Module:
         return _built(spec, *_torchvision(name, spec, classes))
     if kind == "python" and name:
         return _built(spec, *_plugin(name, spec, classes, places))
-    hint = did_you_mean(spec.name, [f"torchvision:{each}" for each in model_names()])
+    hint = f" Did you mean 'torchvision:{spec.name}'?" if spec.name in model_names() else ""
     raise SpecError.at(f"{POINTER}/name", f"'{spec.name}' is no model; write torchvision:NAME or python:MODULE:CLASS.{hint}")
 
 
@@ -111,7 +112,7 @@ def _torchvision(name: str, spec: ModelSpec, classes: int) -> tuple[Callable[...
         raise SpecError.at(
             f"{POINTER}/name", f"torchvision has no classification model '{name}'.{did_you_mean(name, model_names())}"
         )
-    _check(_class_of(name), spec)
+    _check(_class_of(name), spec, more=_BUILDER_ONLY if name.startswith("mobilenet_v3") else ())
     return vision.get_model_builder(name), {**_DEFAULTS.get(name, {}), **spec.keywords, "num_classes": classes}
 
 
@@ -131,13 +132,13 @@ def _plugin(name: str, spec: ModelSpec, classes: int, places: Places) -> tuple[C
     if not callable(found):
         classes_there = [key for key, value in vars(module).items() if inspect.isclass(value) and issubclass(value, nn.Module)]
         raise SpecError.at(pointer, f"'{module_name}' has no class '{class_name}'.{did_you_mean(class_name, classes_there)}")
-    _check(found, spec)
+    _check(found, spec, open_ended=True)
     counts = {"num_classes": classes} if "num_classes" in inspect.signature(found).parameters else {}
     return found, {**spec.keywords, **counts}
 
 
-def _check(target: Callable[..., Any], spec: ModelSpec) -> None:
-    faults = check_keywords(target, spec.keywords, POINTER, refused=_OURS)
+def _check(target: Callable[..., Any], spec: ModelSpec, **known: Any) -> None:
+    faults = check_keywords(target, spec.keywords, POINTER, refused=_OURS, **known)
     if faults:
         raise SpecError(*faults)
 
@@ -155,7 +156,7 @@ def _built(spec: ModelSpec, builder: Callable[..., nn.Module], keywords: dict[st
 
 
 def _lazy(model: nn.Module) -> Iterator[str]:
-    return (name for name, parameter in model.named_parameters() if isinstance(parameter, UninitializedTensorMixin))
+    return (name for name, parameter in model.named_parameters() if nn.parameter.is_lazy(parameter))
 
 
 def _blame(spec: ModelSpec, error: BaseException) -> str:
@@ -170,7 +171,7 @@ def _where(error: BaseException) -> str:
     """`ValueError: … (nets.py, line 12)`: the exception and the innermost line of the file that raised it."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{type(error).__name__}: {error.msg} ({error.filename.rsplit('/', 1)[-1]}, line {error.lineno})"
-    frames = traceback.extract_tb(error.__traceback__)
-    outside = [frame for frame in frames if "/torch/" not in frame.filename and not frame.filename.startswith("<frozen")]
-    place = (outside or list(frames))[-1]
-    return f"{type(error).__name__}: {error} ({place.filename.rsplit('/', 1)[-1]}, line {place.lineno})"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    theirs = [frame for frame in frames if "/torch/" not in frame.filename and not frame.filename.startswith("<frozen")]
+    place = f" ({theirs[-1].filename.rsplit('/', 1)[-1]}, line {theirs[-1].lineno})" if theirs else ""
+    return f"{type(error).__name__}: {error}{place}"

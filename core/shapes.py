@@ -67,17 +67,19 @@ class _Cheap(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if func in _FILLS and args[0].is_meta:
             return args[0]
-        if func is torch.batch_norm and args[0].is_meta:
-            images, weight = args[0], args[1]
-            if weight is not None and weight.shape == images.shape[1:2]:
+        if func is nn.functional.batch_norm and args[0].is_meta:
+            images, weight = args[0], kwargs.get("weight")
+            # What torch refuses (another number of channels, one value per channel) goes on to be refused.
+            if weight is not None and weight.shape == images.shape[1:2] and images[:, 0].numel() > 1:
                 return images * weight.view(-1, *(1,) * (images.ndim - 2))
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 def _storage(tensor: Tensor) -> int:
-    key: int = StorageWeakRef(tensor.untyped_storage()).cdata
+    key: int = StorageWeakRef(tensor.untyped_storage()).cdata  # type: ignore[no-untyped-call]
     return key
 
 

@@ -72,8 +72,7 @@ def read(source: str, places: Places, *, shapes_only: bool = False) -> Source:
     if kind == "torchvision" and rest:
         return _read_torchvision(source, rest, places, shapes_only)
     if kind == "file" and rest:
-        path = places.input(rest, POINTER)
-        return _read_file(source, path, rest, None if shapes_only else _sha256(path))
+        return _read_file(source, places.input(rest, POINTER), rest, shapes_only)
     if kind == "job" and rest:
         return _read_job(source, _pinned(source, places), shapes_only)
     raise SpecError.at(POINTER, f"'{source}' is no source of weights; write torchvision:NAME/WEIGHTS, file:PATH or job:ID")
@@ -123,7 +122,10 @@ def _read_torchvision(source: str, name: str, places: Places, shapes_only: bool)
         )
 
     def tensors() -> Mapping[str, Tensor]:
-        official.load_state_dict(_undotted(_load_pickle(path, path.name)), strict=True, assign=True)
+        try:
+            official.load_state_dict(_undotted(_load_pickle(path, path.name)), strict=True, assign=True)
+        except RuntimeError as error:
+            raise TransferError(f"{path.name} does not hold the weights of {model_name}: {error}") from error
         return official.state_dict()
 
     return Source(source, "torchvision", entries, tensors, sha)
@@ -198,9 +200,10 @@ def _model_card(pinned: PinnedWeights) -> dict[str, Any]:
     return card
 
 
-def _read_file(source: str, path: Path, shown: str, sha256: str | None) -> Source:
+def _read_file(source: str, path: Path, shown: str, shapes_only: bool) -> Source:
     if path.suffix not in SUFFIXES or not path.is_file():
         raise SpecError.at(POINTER, f"'{shown}' is no file of weights; those end in {', '.join(SUFFIXES)}")
+    sha256 = None if shapes_only else _sha256(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(source, path, shown, sha256)
     state = _load_pickle(path, shown)
@@ -269,7 +272,5 @@ def _triple(values: Any) -> tuple[float, float, float]:
 
 
 def _sha256(path: Path) -> str:
-    if not path.is_file():
-        return ""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

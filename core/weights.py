@@ -6,9 +6,7 @@ and a transfer that fails leaves every tensor as it was.
 
 from __future__ import annotations
 
-import fnmatch
-import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
@@ -16,20 +14,18 @@ from typing import TYPE_CHECKING, get_args
 import torch
 from torch import Tensor, nn
 
-from core.errors import Fault, SpecError, TransferError, pointer_of
+from core.errors import SpecError, TransferError
 from core.events import Count, ModuleCount, SourceEntry, SourceStatus, TargetEntry, TargetStatus, TransferData
+from core.renaming import Names, advice, listed, rename
 from core.sources import Entry, Source, preprocessing_of, read
 from core.spec import PretrainedSpec
 
 if TYPE_CHECKING:
     from core.models import Head
 
-__all__ = ["TransferPlan", "apply_transfer", "from_scratch", "plan_transfer", "preprocessing_of", "read"]
+__all__ = ["TransferPlan", "apply_transfer", "from_scratch", "listed", "plan_transfer", "preprocessing_of", "read"]
 
-_WRAPPERS = ("module", "_orig_mod")
-"""What DataParallel and torch.compile put into names."""
 _COUNTER = "num_batches_tracked"
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -49,14 +45,14 @@ def plan_transfer(
     place, where the head cannot be kept as asked, or where too little would be loaded.
     """
     targets = _entries(model)
-    names, dropped, moved = _renamed(source.entries, spec, targets)
-    keep_head = _head_rule(spec, source, classes, head, targets, moved)
-    entries = [_target(key, one, source, moved.get(key), head, keep_head) for key, one in targets.items()]
-    entries = _with_ties(model, entries)
+    names = rename(source.entries, spec, targets)
+    if spec.head == "keep":
+        _check_kept(head, targets, source, names)
+    match = _Match(targets, source, names, head, _why_head_anew(spec, source, classes))
+    entries = _with_ties(model, [match.target(key) for key in targets])
     pairs = {one.key: one.source_key for one in entries if one.status == "loaded" and one.source_key is not None}
     used = set(pairs.values())
-    sources = [_source(key, one, names[key], dropped, used, targets, head, moved) for key, one in source.entries.items()]
-    report = _report(source.name, entries, sources, head, source)
+    report = _report(source, entries, [match.source_entry(key, used) for key in source.entries], head)
     _check_enough(report, head, spec)
     return TransferPlan(report, pairs)
 
@@ -70,157 +66,140 @@ def apply_transfer(model: nn.Module, source: Source, plan: TransferPlan) -> None
     tensors = source.tensors()
     state = model.state_dict()
     for key, source_key in plan.pairs.items():
-        value = tensors[source_key].to(state[key].dtype)
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise TransferError(f"'{source_key}' of {source.name} holds NaN or infinity")
-        state[key] = value
+        state[key] = tensors[source_key].to(state[key].dtype)
+        if state[key].is_floating_point() and not bool(torch.isfinite(state[key]).all()):
+            raise TransferError(f"'{source_key}' of {source.name} holds NaN or infinity as {_name(state[key].dtype)}")
     for first, *others in _tied(model):
         for other in others:
             if not torch.equal(state[first], state[other]):
                 raise TransferError(
-                    f"'{first}' and '{other}' are one tensor in the model, but {source.name} has two different ones for them"
+                    f"'{first}' and '{other}' are one tensor here, but {source.name} has two that differ for them"
                 )
-    before = {key: value.clone() for key, value in model.state_dict().items() if key in plan.pairs}
+    before = {key: model.state_dict()[key].clone() for key in plan.pairs}
     try:
         model.load_state_dict(state, strict=True)
     except Exception as error:  # a model's own hooks may raise anything
+        now = model.state_dict()
         with torch.no_grad():
-            for key, value in model.state_dict().items():
-                if key in before:
-                    value.copy_(before[key])
+            for key, value in before.items():
+                now[key].copy_(value)
         raise TransferError(f"the model refused the weights while loading them: {error}") from error
 
 
 def from_scratch(model: nn.Module, head: Head) -> TransferData:
     """The report of a job without pretrained weights: every entry is missing."""
-    reason = "no pretrained weights were named"
+    reason = "no pretrained weights are named"
     entries = [
         TargetEntry(key=key, status="missing", shape=list(one.shape), reason=reason) for key, one in _entries(model).items()
     ]
-    return _report(None, entries, [], head, None)
+    return _report(None, entries, [], head)
 
 
-def _entries(model: nn.Module) -> dict[str, Entry]:
-    """The state dict's tensors, by shape and dtype (a module's extra state need not be a tensor, and is never transferred)."""
-    state = model.state_dict()
-    return {key: Entry(tuple(value.shape), value.dtype) for key, value in state.items() if isinstance(value, Tensor)}
+@dataclass(frozen=True)
+class _Match:
+    """Two sides, and what was decided about names and the head."""
+
+    targets: Mapping[str, Entry]
+    source: Source
+    names: Names
+    head: Head
+    head_anew: str | None
+    """Why the head starts anew even where it fits; None: it is loaded."""
+
+    def target(self, key: str) -> TargetEntry:
+        """What becomes of an entry of the model."""
+        here = self.targets[key]
+        source_key = self.names.source_of.get(key)
+        if source_key is None:
+            reason = "not in the source" + ("; the head starts anew" if key in self.head.keys else "")
+            if key.endswith(_COUNTER):
+                reason = "not in the source; it counts batches, and only norms without momentum use it"
+            return TargetEntry(key=key, status="missing", shape=list(here.shape), reason=reason)
+        there = self.source.entries[source_key]
+        unfit = self._unfit(key, here, there)
+        return TargetEntry(
+            key=key,
+            status="reinit" if unfit else "loaded",
+            shape=list(here.shape),
+            source_key=source_key,
+            source_shape=list(there.shape),
+            reason=unfit,
+            cast=f"{_name(there.dtype)} -> {_name(here.dtype)}" if not unfit and there.dtype != here.dtype else None,
+        )
+
+    def _unfit(self, key: str, here: Entry, there: Entry) -> str | None:
+        """Why the source's tensor is not loaded, where it is not."""
+        if there.shape != here.shape:
+            differ = f"shape {list(there.shape)} in the source, {list(here.shape)} here"
+            return f"the head: {differ}, for another number of classes" if key in self.head.keys else differ
+        if key in self.head.keys and self.head_anew is not None:
+            return self.head_anew
+        if there.dtype is None or here.dtype is None or there.dtype.is_floating_point != here.dtype.is_floating_point:
+            return f"{_name(there.dtype)} in the source, {_name(here.dtype)} here"
+        return None
+
+    def source_entry(self, key: str, used: set[str]) -> SourceEntry:
+        """What becomes of a tensor of the source."""
+        name = self.names.renamed[key]
+        in_head = name in self.head.keys or any(name.startswith(f"{module}.") for module in self.head.modules)
+        status: SourceStatus = "used"
+        reason = None
+        if key in self.names.dropped:
+            status, reason = "dropped", f"by the glob '{self.names.dropped[key]}'"
+        elif key not in used and name in self.targets:
+            status, reason = "dropped", "the head, which starts anew" if in_head else "it does not fit the model's entry"
+        elif key not in used:
+            status, reason = "unexpected", ("the head: " if in_head else "") + "the model has no entry of that name"
+        shape = list(self.source.entries[key].shape)
+        return SourceEntry(key=key, status=status, shape=shape, renamed=name if name != key else None, reason=reason)
 
 
-def _renamed(
-    sources: Mapping[str, Entry], spec: PretrainedSpec, targets: Mapping[str, Entry]
-) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
-    """(name of each source key after the rules, those that were dropped with the glob, and the source key of each new name)."""
-    faults: list[Fault] = []
-    names = {key: _unwrapped(key, targets) for key in sources}
-    for index, (pattern, replacement) in enumerate(spec.rename):
-        names = _substituted(names, pattern, replacement, index, faults)
-    dropped: dict[str, str] = {}
-    for index, glob in enumerate(spec.drop):
-        hits = [key for key, name in names.items() if fnmatch.fnmatchcase(name, glob)]
-        if not hits:
-            faults.append(
-                Fault(pointer_of("pretrained", "drop", index), f"'{glob}' matches no renamed key; {_some(names.values())}")
-            )
-        for key in hits:
-            dropped.setdefault(key, glob)
-    moved: dict[str, str] = {}
-    for key, name in names.items():
-        if key in dropped:
-            continue
-        if name in moved:
-            pointer = "/pretrained/rename" if spec.rename else "/pretrained/source"
-            faults.append(Fault(pointer, f"'{moved[name]}' and '{key}' of the source both become '{name}'; drop or rename one"))
-            break
-        moved[name] = key
-    if faults:
-        raise SpecError(*faults)
-    return names, dropped, moved
-
-
-def _substituted(names: dict[str, str], pattern: str, replacement: str, index: int, faults: list[Fault]) -> dict[str, str]:
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        faults.append(Fault(pointer_of("pretrained", "rename", index, 0), f"'{pattern}' is no regular expression: {error}"))
-        return names
-    try:
-        results = {key: expression.subn(replacement, name) for key, name in names.items()}
-    except (re.error, IndexError) as error:
-        faults.append(Fault(pointer_of("pretrained", "rename", index, 1), f"'{replacement}' is no replacement: {error}"))
-        return names
-    if not any(count for _, count in results.values()):
-        pointer = pointer_of("pretrained", "rename", index)
-        faults.append(Fault(pointer, f"'{pattern}' matches no source key (after the rules before it); {_some(names.values())}"))
-    return {key: name for key, (name, _) in results.items()}
-
-
-def _unwrapped(key: str, targets: Mapping[str, Entry]) -> str:
-    """`key` without the segments that wrappers add, anywhere, unless the model itself has such a segment."""
-    if not any(wrapper in key for wrapper in _WRAPPERS):
-        return key
-    own = {segment for target in targets for segment in target.split(".") if segment in _WRAPPERS}
-    return ".".join(segment for segment in key.split(".") if segment not in _WRAPPERS or segment in own)
-
-
-def _head_rule(
-    spec: PretrainedSpec,
-    source: Source,
-    classes: tuple[str, ...],
-    head: Head,
-    targets: Mapping[str, Entry],
-    moved: Mapping[str, str],
-) -> str | None:
-    """None where the head is to be loaded, else the reason why it starts anew."""
+def _why_head_anew(spec: PretrainedSpec, source: Source, classes: tuple[str, ...]) -> str | None:
     if spec.head == "reset":
         return "the head, which /pretrained/head says to start anew"
-    if spec.head == "keep":
-        for key in sorted(head.keys):
-            found = source.entries[moved[key]].shape if key in moved else None
-            if found != targets[key].shape:
-                has = f"the source has {list(found)}" if found else "the source has none"
-                raise SpecError.at(
-                    "/pretrained/head", f"the head cannot be kept: '{key}' is {list(targets[key].shape)} here, {has}; use 'reset'"
-                )
+    if spec.head == "keep" or source.classes == classes:
         return None
     if source.classes is None:
-        return "the head: it starts anew, because the source's classes need not be these; /pretrained/head 'keep' loads it"
-    if source.classes != classes:
-        return "the head: it starts anew, because the source tells other classes apart"
-    return None
+        return "the head: its shape fits, but its classes need not be these; 'keep' in /pretrained/head would load it"
+    return "the head: the source tells other classes apart"
 
 
-def _target(key: str, one: Entry, source: Source, source_key: str | None, head: Head, head_reason: str | None) -> TargetEntry:
-    shape = list(one.shape)
-    in_head = key in head.keys
-    if source_key is None:
-        reason = "not in the source" + ("; the head starts anew" if in_head else "")
-        if key.rpartition(".")[2] == _COUNTER:
-            reason = "not in the source; a counter that only norms without momentum use"
-        return TargetEntry(key=key, status="missing", shape=shape, reason=reason)
-    found = source.entries[source_key]
-    reason = _unfit(one, found, in_head, head_reason)
-    cast = f"{_name(found.dtype)} -> {_name(one.dtype)}" if found.dtype != one.dtype and not reason else None
-    return TargetEntry(
-        key=key,
-        status="reinit" if reason else "loaded",
-        shape=shape,
-        source_key=source_key,
-        source_shape=list(found.shape),
-        reason=reason,
-        cast=cast,
+def _check_kept(head: Head, targets: Mapping[str, Entry], source: Source, names: Names) -> None:
+    if not head.keys:
+        raise SpecError.at(
+            "/pretrained/head", "'keep' has no effect: the model does not take num_classes, so it has no known head"
+        )
+    for key in targets:
+        if key not in head.keys:
+            continue
+        there = source.entries[names.source_of[key]].shape if key in names.source_of else None
+        if there != targets[key].shape:
+            has = f"{list(there)} in the source" if there is not None else "not in the source"
+            raise SpecError.at(
+                "/pretrained/head", f"the head cannot be kept: '{key}' is {list(targets[key].shape)} here, and {has}; use 'reset'"
+            )
+
+
+def _check_enough(report: TransferData, head: Head, spec: PretrainedSpec) -> None:
+    """Zero loaded is an error whatever `min_loaded` says: that is how a wrong prefix shows."""
+    loaded = [one for one in report.targets if one.status == "loaded" and not one.key.endswith(_COUNTER)]
+    if loaded and report.loaded_share >= spec.min_loaded:
+        return
+    here = [one.key for one in report.targets if one.status != "loaded" and one.key not in head.keys]
+    there = [one.renamed or one.key for one in report.sources if one.status != "used"]
+    left = f"left out here: {listed(here)}; left out of the source: {listed(there)}; {advice(here, there)}"
+    if not loaded:
+        raise SpecError.at("/pretrained/source", f"nothing would be loaded; {left}")
+    raise SpecError.at(
+        "/pretrained/min_loaded",
+        f"only {report.loaded_share:.3g} of the elements outside the head would be loaded, less than {spec.min_loaded:g}; {left}",
     )
 
 
-def _unfit(one: Entry, found: Entry, in_head: bool, head_reason: str | None) -> str | None:
-    """Why the source's tensor is not loaded, if it is not."""
-    if found.shape != one.shape:
-        differ = f"shape {list(found.shape)} in the source, {list(one.shape)} here"
-        return f"the head: {differ}, for another number of classes" if in_head else differ
-    if in_head and head_reason is not None:
-        return head_reason
-    if found.dtype is None or one.dtype is None or found.dtype.is_floating_point != one.dtype.is_floating_point:
-        return f"{_name(found.dtype)} in the source, {_name(one.dtype)} here"
-    return None
+def _entries(model: nn.Module) -> dict[str, Entry]:
+    """The state dict's tensors (a module's extra state need not be one, and is never transferred)."""
+    state = model.state_dict()
+    return {key: Entry(tuple(value.shape), value.dtype) for key, value in state.items() if isinstance(value, Tensor)}
 
 
 def _with_ties(model: nn.Module, entries: list[TargetEntry]) -> list[TargetEntry]:
@@ -236,119 +215,40 @@ def _with_ties(model: nn.Module, entries: list[TargetEntry]) -> list[TargetEntry
 
 def _tied(model: nn.Module) -> list[list[str]]:
     """The names of each tensor that has more than one."""
-    by_tensor: defaultdict[int, list[str]] = defaultdict(list)
+    names: defaultdict[int, list[str]] = defaultdict(list)
     for key, value in model.state_dict(keep_vars=True).items():
         if isinstance(value, Tensor):
-            by_tensor[id(value)].append(key)
-    return [keys for keys in by_tensor.values() if len(keys) > 1]
+            names[id(value)].append(key)
+    return [keys for keys in names.values() if len(keys) > 1]
 
 
-def _source(
-    key: str,
-    one: Entry,
-    name: str,
-    dropped: Mapping[str, str],
-    used: set[str],
-    targets: Mapping[str, Entry],
-    head: Head,
-    moved: Mapping[str, str],
-) -> SourceEntry:
-    entry = SourceEntry(key=key, status="used", shape=list(one.shape), renamed=name if name != key else None)
-    if key in used:
-        return entry
-    if key in dropped:
-        return entry.model_copy(update={"status": "dropped", "reason": f"by the glob '{dropped[key]}'"})
-    if name in targets and moved.get(name) == key:
-        reason = "the head, which starts anew" if name in head.keys else "it does not fit the entry of that name"
-        return entry.model_copy(update={"status": "dropped", "reason": reason})
-    reason = "the model has no entry of that name"
-    if any(name.startswith(f"{module}.") for module in head.modules):
-        reason = f"the head: {reason}"
-    return entry.model_copy(update={"status": "unexpected", "reason": reason})
-
-
-def _report(
-    name: str | None, targets: list[TargetEntry], sources: list[SourceEntry], head: Head, source: Source | None
-) -> TransferData:
+def _report(source: Source | None, targets: list[TargetEntry], sources: list[SourceEntry], head: Head) -> TransferData:
     body = [one for one in targets if one.key not in head.keys]
-    total = sum(map(_elements, body))
-    loaded = sum(_elements(one) for one in body if one.status == "loaded")
-    modules: dict[str, ModuleCount] = {}
+    total = _count(body).elements
+    loaded = _count(one for one in body if one.status == "loaded").elements
+    modules: dict[str, list[TargetEntry]] = {}
     for one in targets:
-        module = one.key.partition(".")[0]
-        row = modules.setdefault(module, ModuleCount(module=module, loaded=Count(), total=Count()))
-        for count in (row.total, row.loaded) if one.status == "loaded" else (row.total,):
-            count.tensors += 1
-            count.elements += _elements(one)
+        modules.setdefault(one.key.partition(".")[0], []).append(one)
     return TransferData(
-        source=name,
+        source=source.name if source else None,
         format=source.format if source else None,
         sha256=source.sha256 if source else None,
         head=list(head.modules),
-        loaded_share=loaded / total if total else float(any(one.status == "loaded" for one in targets)),
+        loaded_share=loaded / total if total else 1.0,
         totals={status: _count(one for one in targets if one.status == status) for status in get_args(TargetStatus)},
         source_totals={status: _count(one for one in sources if one.status == status) for status in get_args(SourceStatus)},
-        modules=list(modules.values()),
+        modules=[
+            ModuleCount(module=module, loaded=_count(one for one in every if one.status == "loaded"), total=_count(every))
+            for module, every in modules.items()
+        ],
         targets=targets,
         sources=sources,
     )
 
 
 def _count(entries: Iterable[TargetEntry | SourceEntry]) -> Count:
-    sizes = [_elements(one) for one in entries]
+    sizes = [torch.Size(one.shape).numel() for one in entries]
     return Count(tensors=len(sizes), elements=sum(sizes))
-
-
-def _elements(entry: TargetEntry | SourceEntry) -> int:
-    return torch.Size(entry.shape).numel()
-
-
-def _check_enough(report: TransferData, head: Head, spec: PretrainedSpec) -> None:
-    """Zero loaded is an error whatever `min_loaded` says; that is how a wrong prefix shows."""
-    loaded = [one for one in report.targets if one.status == "loaded" and not one.key.endswith(_COUNTER)]
-    if loaded and report.loaded_share >= spec.min_loaded:
-        return
-    here = [one.key for one in report.targets if one.status != "loaded" and one.key not in head.keys]
-    there = [one.renamed or one.key for one in report.sources if one.status != "used"]
-    left = f"left out here: {_listed(here)}; left out in the source: {_listed(there)}.{_advice(here, there)}"
-    if not loaded:
-        raise SpecError.at("/pretrained/source", f"nothing would be loaded; {left}")
-    share = f"{report.loaded_share:.2f}"
-    raise SpecError.at(
-        "/pretrained/min_loaded",
-        f"only {share} of the elements outside the head would be loaded, less than {spec.min_loaded:g}; {left}",
-    )
-
-
-def _advice(here: list[str], there: list[str]) -> str:
-    """The rename rule that would help, where a prefix is all that is wrong."""
-    wanted = set(here)
-    prefixes: Counter[tuple[str, str]] = Counter()
-    for name in there:
-        parts = name.split(".")
-        for cut in range(1, len(parts)):
-            head, rest = ".".join(parts[:cut]), ".".join(parts[cut:])
-            if rest in wanted:
-                prefixes["^" + re.escape(head) + "\\.", ""] += 1
-    suffixes = set(there)
-    for name in here:
-        parts = name.split(".")
-        for cut in range(1, len(parts)):
-            if ".".join(parts[cut:]) in suffixes:
-                prefixes["^", ".".join(parts[:cut]) + "."] += 1
-    if not prefixes:
-        return " Add rename rules that map the second on to the first."
-    (pattern, replacement), count = prefixes.most_common(1)[0]
-    return f' The rename rule ["{pattern}", "{replacement}"] would fit {count} more.'.replace("\\", "\\\\")
-
-
-def _some(names: Iterable[str]) -> str:
-    return f"keys there: {_listed(list(names))}"
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return (", ".join(names[:_SHOWN]) or "none") + more
 
 
 def _name(dtype: torch.dtype | None) -> str:

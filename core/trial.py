@@ -1,0 +1,109 @@
+"""A step that is not trained: whether a batch goes through the model, and what memory training would take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from core import groups as grouping
+from core.errors import SpecError
+from core.outputs import logits_of
+from core.shapes import run_shapes
+from core.spec import JobSpec, OptimizerSpec
+
+_SIZES = (16, 32, 48, 64, 75, 80, 96, 112, 128, 160, 192, 224, 256, 299, 320, 384, 448, 512, 518)
+
+
+class Memory(BaseModel):
+    """Bytes, estimated. `activations` are those that one batch keeps for its backward pass."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    data: int
+    total: int
+
+
+def check_forward(
+    model: nn.Module, build: Callable[[], nn.Module], spec: JobSpec, *, size: int, classes: int, samples: int
+) -> int:
+    """Send a batch of shapes through `model` (on the meta device) as it trains; returns the bytes a batch keeps for backward.
+
+    `build` makes the model with data: one that looks at values while it runs cannot go without. Raises SpecError at what is to
+    blame: the image size, the batch size, or the model.
+    """
+    batch = min(spec.loader.batch_size, samples, 2)
+    try:
+        outputs, kept = run_shapes(model, size, batch)
+    except Exception as error:
+        _blame(model, spec, size, batch, error)
+        real = build()
+        try:
+            outputs, kept = run_shapes(real, size, batch)
+        except Exception as again:
+            _blame(real, spec, size, batch, again)
+            raise SpecError.at("/model", f"'{spec.model.name}' fails on images of {size} px: {_reason(again)}") from again
+    try:
+        shape = list(logits_of(outputs).shape)
+    except TypeError as error:
+        raise SpecError.at("/model/name", str(error)) from None
+    if shape != [batch, classes]:
+        raise SpecError.at(
+            "/model/name",
+            f"'{spec.model.name}' makes {shape} of {batch} images, but {classes} classes need [{batch}, {classes}]; "
+            "a constructor that takes num_classes is given that number",
+        )
+    return kept * spec.loader.batch_size // batch
+
+
+def memory(model: nn.Module, spec: OptimizerSpec, *, activations: int, data: int) -> Memory:
+    """What training takes, from shapes; `data` are the bytes of the splits that are held decoded."""
+    held = _bytes([*model.parameters(), *model.buffers()])
+    trained = _bytes(parameter for parameter in model.parameters() if parameter.requires_grad)
+    state = int(trained * _state_share(spec))
+    total = held + trained + state + activations + data
+    return Memory(parameters=held, gradients=trained, optimizer=state, activations=activations, data=data, total=total)
+
+
+def _blame(model: nn.Module, spec: JobSpec, size: int, batch: int, error: Exception) -> None:
+    """Raise SpecError where a larger batch or another image size would do; return where neither helps."""
+    if batch == 1 and _works(model, size, 2):
+        raise SpecError.at("/loader/batch_size", f"'{spec.model.name}' cannot train on one image at a time: {_reason(error)}")
+    fitting = [other for other in _SIZES if other != size and _works(model, other, batch)]
+    if fitting:
+        wanted = f"{fitting[0]}" if len(fitting) == 1 else f"{fitting[0]} or more"
+        raise SpecError.at(
+            "/dataset/image_size",
+            f"'{spec.model.name}' cannot train on images of {size} px ({_reason(error)}); set it to {wanted}",
+        )
+
+
+def _works(model: nn.Module, size: int, batch: int) -> bool:
+    try:
+        run_shapes(model, size, batch)
+    except Exception:
+        return False
+    return True
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(one.numel() * one.element_size() for one in tensors)
+
+
+def _state_share(spec: OptimizerSpec) -> float:
+    """What the optimizer keeps per byte of a parameter, found by one step on a small one."""
+    parameter = nn.Parameter(torch.zeros(64, 64))
+    without_groups = spec.model_copy(update={"groups": []})
+    optimizer, _ = grouping.build_optimizer(nn.ParameterList([parameter]), without_groups, torch.device("cpu"))
+    parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    state = [value for value in optimizer.state[parameter].values() if isinstance(value, Tensor) and value.ndim]
+    return _bytes(state) / _bytes([parameter])
