@@ -32,7 +32,10 @@ DEFAULT_PRELOAD = (
     "torchvision.datasets",
     "numpy",
     "PIL.Image:init",  # its decoders are modules that the first image would import
-    "pydantic",
+    "pydantic.main",  # pydantic loads its parts when they are first named
+    "pydantic.json_schema",
+    "pydantic.type_adapter",
+    "pydantic.types",
     "safetensors.torch",
     "orjson",
     "sklearn.datasets",

@@ -33,7 +33,7 @@ from worker.persistence import Persistence, StoppedError
 from worker.pruning import prune
 
 TARGET = "worker.trainer:run"
-_GRACE = 1.0
+_GRACE = 0.5
 """Seconds that a cancelled trainer has to end its step."""
 _LEAVE = 2.0
 """Seconds that a trainer has to exit after its last word."""

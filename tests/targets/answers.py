@@ -1,7 +1,5 @@
 """Functions that tests call in a child of the sandbox."""
 
-# ruff: noqa: T201  (that they print is the point)
-
 from __future__ import annotations
 
 import ctypes

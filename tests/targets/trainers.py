@@ -1,0 +1,142 @@
+"""Stand-ins for the trainer: each does one thing that a supervisor must cope with."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from core.events import CheckpointData, EpochData, Iteration
+from sandbox import Channel
+from worker.link import CancelledError, Link
+
+Json = dict[str, Any]
+
+
+def _say(channel: Channel, at: int, event: str, **data: Any) -> None:
+    channel.send({"step": at, "kind": event, "data": data})
+
+
+def _loss(channel: Channel, step: int) -> None:
+    _say(channel, step + 1, "iterations", epoch=0, first=step, losses=[1.0 / (step + 1)], lr={"default": 0.1})
+
+
+def steady(channel: Channel) -> None:
+    """As many losses as the label says, an event each."""
+    steps = int(channel.receive()["spec"]["labels"]["steps"])
+    for step in range(steps):
+        _loss(channel, step)
+    data = EpochData(epoch=0, mean_loss=0.5, validation=None, seconds=1, samples_per_second=1)
+    _say(channel, steps, "epoch", **data.model_dump())
+    channel.send({"kind": "done"})
+
+
+def told(channel: Channel) -> None:
+    """Print the start message's own facts."""
+    start = channel.receive()
+    for key in ("job", "attempt", "device", "directory", "resume"):
+        print(f"{key}={start[key]}")
+    print(f"cwd={Path.cwd()}")
+    channel.send({"kind": "done"})
+
+
+def talkative(channel: Channel) -> None:
+    channel.receive()
+    print("by print")
+    print("to stderr", file=sys.stderr)
+    os.write(1, b"by native code\n")
+    os.write(1, b"10%\r20%\rdone")
+    channel.send({"kind": "done"})
+
+
+def flood(channel: Channel) -> None:
+    channel.receive()
+    _loss(channel, 0)
+    line = b"x" * 60 + b"\n"
+    for _ in range(200):
+        os.write(1, line * 1000)
+    os.write(1, b"the last line\n")
+    channel.send({"kind": "done"})
+
+
+def abort(channel: Channel) -> None:
+    channel.receive()
+    _loss(channel, 0)
+    for number in range(30):
+        print(f"line {number}")
+    os.abort()
+
+
+def leave(channel: Channel) -> None:
+    channel.receive()
+    sys.exit(7)
+
+
+def fail(channel: Channel) -> None:
+    channel.receive()
+    print("as a last word")
+    failure = {"type": "non_finite_loss", "message": "the loss became nan", "hint": "Lower the lr.", "lines": []}
+    channel.send({"kind": "failed", "failure": failure})
+
+
+def stubborn(channel: Channel) -> None:
+    """Hears nothing."""
+    channel.receive()
+    _loss(channel, 0)
+    time.sleep(60)
+
+
+def obedient(channel: Channel) -> None:
+    """Trains until it is cancelled, as long as its permit holds."""
+    start = channel.receive()
+    link = Link(channel, start["permit"])
+    try:
+        for step in range(100_000):
+            link.wait()
+            link.iteration(Iteration(step=step, epoch=0, loss=1.0, samples=1, lr={"default": 0.1}))
+            time.sleep(0.01)
+    except CancelledError:
+        link.end(kind="cancelled")
+
+
+def forge(channel: Channel) -> None:
+    channel.receive()
+    _say(channel, 1, "end", state="succeeded", failure=None, last_seq=3)
+    time.sleep(60)
+
+
+def garble(channel: Channel) -> None:
+    channel.receive()
+    os.write(channel.fileno(), b"no JSON at all\n")
+    time.sleep(60)
+
+
+def save(channel: Channel) -> None:
+    """Six checkpoints, of which the second is the best."""
+    start = channel.receive()
+    for number in range(1, 7):
+        step = number * 10
+        (Path(start["directory"]) / str(step)).mkdir()
+        (Path(start["directory"]) / str(step) / "model.safetensors").write_bytes(b"weights")
+        figures = {"loss": 1.0, "top1": 0.9 if number == 2 else number / 100}
+        data = CheckpointData(step=step, epoch=number, figures=figures, best=False, path=str(step), sha256="0" * 64, bytes=7)
+        _say(channel, step, "checkpoint", **data.model_dump())
+    (Path(start["directory"]) / ".70.partial").mkdir()
+    channel.send({"kind": "done"})
+
+
+def save_and_die(channel: Channel) -> None:
+    """A checkpoint, and a half of one, per attempt; at the third attempt it works."""
+    start = channel.receive()
+    step = start["attempt"] * 10
+    (Path(start["directory"]) / str(step)).mkdir()
+    (Path(start["directory"]) / ".half").mkdir()
+    if start["attempt"] == 3:
+        print(f"resume={start['resume']}")
+        channel.send({"kind": "done"})
+        return
+    data = CheckpointData(step=step, epoch=0, figures={"top1": 0.5}, best=False, path="?", sha256="0" * 64, bytes=7)
+    _say(channel, step, "checkpoint", **data.model_dump())
+    os.abort()

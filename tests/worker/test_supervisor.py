@@ -1,0 +1,265 @@
+"""The supervisor, with stand-ins for the trainer: what it commits, and how each end is told."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from store import commands, leases
+from store.tables import Job
+
+
+def test_every_event_is_committed_once_and_in_order(bench: Any) -> None:
+    job = bench.submit(labels={"steps": "1000"})
+    bench.run("trainers:steady")
+
+    log = bench.log(job)
+    assert [event.seq for event in log] == list(range(1, len(log) + 1))
+    losses = [loss for data in bench.data(job, "iterations") for loss in data["losses"]]
+    assert losses == [1.0 / (step + 1) for step in range(1000)]
+    assert [event.kind for event in log][-3:] == ["epoch", "state", "end"]
+    assert bench.job(job).state == "succeeded"
+
+
+def test_losses_that_come_together_are_one_event(bench: Any) -> None:
+    job = bench.submit(labels={"steps": "1000"})
+    bench.run("trainers:steady")
+
+    assert len(bench.log(job, "iterations")) < 20
+
+
+def test_a_trainer_is_told_where_it_is(bench: Any, tmp_path: Path) -> None:
+    job = bench.submit()
+    bench.run("trainers:told")
+
+    directory = tmp_path / "jobs" / str(job) / "1"
+    told = [message for _, message in bench.lines(job)]
+    assert told == [f"job={job}", "attempt=1", "device=cpu", f"directory={directory}", "resume=None", f"cwd={directory}"]
+
+
+def test_what_is_printed_is_in_the_log_by_level_progress_bars_too(bench: Any) -> None:
+    job = bench.submit()
+    bench.run("trainers:talkative")
+
+    assert [message for level, message in bench.lines(job) if level == "info"] == [
+        "by print", "by native code", "10%", "20%", "done",
+    ]  # fmt: skip
+    assert ("warning", "to stderr") in bench.lines(job)
+
+
+def test_a_flood_of_lines_neither_bloats_the_log_nor_hides_its_end(bench: Any) -> None:
+    job = bench.submit()
+    started = time.monotonic()
+    bench.run("trainers:flood")
+
+    lines = bench.lines(job)
+    assert time.monotonic() - started < 10
+    assert len(lines) < 3000
+    left_out = sum(int(message.split()[0]) for level, message in lines if "left out" in message and level == "warning")
+    printed = sum(1 for level, _ in lines if level == "info")
+    assert left_out + printed == 200_001
+
+
+def test_a_crash_is_tried_again_and_ends_as_a_typed_failure_with_the_last_lines(bench: Any) -> None:
+    job = bench.submit(resources={"max_attempts": 2})
+    bench.run("trainers:abort")
+    assert (bench.job(job).state, bench.job(job).failures) == ("queued", 1)
+    bench.run("trainers:abort")
+
+    failure = bench.job(job).failure
+    assert bench.job(job).state == "failed"
+    assert failure["type"] == "crashed"
+    assert "SIGABRT" in failure["message"]
+    assert "line 29" in failure["lines"]
+    assert len(failure["lines"]) == 20
+    assert [data["message"] for data in bench.data(job, "log") if data["message"] == "line 29"] == ["line 29"] * 2
+
+
+def test_leaving_without_a_last_word_is_a_crash(bench: Any) -> None:
+    job = bench.submit(resources={"max_attempts": 1})
+    bench.run("trainers:leave")
+
+    assert "exit code 7" in bench.job(job).failure["message"]
+
+
+def test_a_failure_that_the_trainer_names_is_final_and_carries_its_lines(bench: Any) -> None:
+    job = bench.submit()
+    bench.run("trainers:fail")
+
+    failure = bench.job(job).failure
+    assert bench.job(job).state == "failed"
+    assert failure["type"] == "non_finite_loss"
+    assert failure["lines"] == ["as a last word"]
+
+
+@pytest.mark.parametrize("target", ["trainers:obedient", "trainers:stubborn"])
+def test_cancel_takes_effect_within_two_seconds(bench: Any, target: str) -> None:
+    job = bench.submit()
+    running = bench.run_aside(target)
+    bench.wait_for(job, "iterations")
+    asked = time.monotonic()
+    with bench.database.write() as session:
+        commands.cancel(session, job, by="api")
+    running.join(5)
+
+    assert bench.job(job).state == "cancelled"
+    assert time.monotonic() - asked < 2
+    assert bench.log(job)[-1].kind == "end"
+
+
+def test_a_supervisor_that_lost_its_lease_kills_its_trainer_and_writes_nothing(bench: Any) -> None:
+    bench.replace(renew_seconds=0.3)
+    job = bench.submit()
+    running = bench.run_aside("trainers:obedient")
+    bench.wait_for(job, "iterations")
+    with bench.database.write() as session:
+        assert leases.release(session, "this-worker") == [job]
+    other = bench.claim("another-worker")
+    running.join(5)
+
+    assert not running.is_alive()
+    assert other.lease.attempt == 2
+    assert bench.job(job).lease_owner == "another-worker"
+    log = bench.log(job)
+    lost = next(event.seq for event in log if event.kind == "state" and "queued" in event.data and event.seq > 1)
+    assert {event.attempt for event in log if event.seq > lost and event.kind != "state"} == set()
+
+
+def test_a_late_supervisor_goes_on_if_nobody_took_the_job(bench: Any) -> None:
+    bench.replace(lease_seconds=1.2, renew_seconds=2.5)
+    job = bench.submit()
+    started = time.monotonic()
+    running = bench.run_aside("trainers:obedient")
+    time.sleep(started + 1.5 - time.monotonic())  # past the lease: the trainer stands still
+    standing = bench.job(job).step
+    assert standing > 0
+    time.sleep(0.3)
+    assert bench.job(job).step == standing
+
+    deadline = time.monotonic() + 5
+    while bench.job(job).step == standing and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert bench.job(job).step > standing
+    assert bench.job(job).attempt == 1
+    bench.stop.set()
+    running.join(5)
+
+
+def test_a_worker_that_stops_gives_the_job_back_uncounted(bench: Any) -> None:
+    job = bench.submit()
+    running = bench.run_aside("trainers:obedient")
+    bench.wait_for(job, "iterations")
+    bench.stop.set()
+    running.join(3)
+
+    found = bench.job(job)
+    assert (found.state, found.failures, found.lease_owner) == ("queued", 0, None)
+
+
+def test_a_forged_end_is_refused(bench: Any) -> None:
+    job = bench.submit()
+    bench.run("trainers:forge")
+
+    assert bench.job(job).state == "failed"
+    assert "'end'" in bench.job(job).failure["message"]
+
+
+def test_a_garbled_channel_is_a_crash_and_not_the_supervisors(bench: Any) -> None:
+    job = bench.submit()
+    bench.run("trainers:garble")
+
+    assert bench.job(job).failure["type"] == "crashed"
+    assert "no JSON at all" in bench.job(job).failure["message"]
+
+
+def test_checkpoints_keep_to_their_retention(bench: Any, tmp_path: Path) -> None:
+    job = bench.submit(checkpoint={"keep_last": 2, "keep_best": 1})
+    bench.run("trainers:save")
+
+    left = sorted(path.name for path in (tmp_path / "jobs" / str(job) / "1").iterdir())
+    assert left == ["20", "50", "60"]
+    assert bench.data(job, "checkpoint")[0]["path"] == f"jobs/{job}/1/10"
+
+
+def test_the_next_attempt_is_given_the_checkpoints_and_clears_what_the_last_one_left(bench: Any, tmp_path: Path) -> None:
+    job = bench.submit(checkpoint={"keep_last": 2, "keep_best": 0})
+    for _ in range(3):
+        bench.run("trainers:save_and_die")
+
+    folder = tmp_path / "jobs" / str(job)
+    assert f"resume=['{folder}/2/20', '{folder}/1/10']" in [message for _, message in bench.lines(job)]
+    assert sorted(str(path.relative_to(folder)) for path in folder.glob("*/*")) == ["1/10", "2/20"]
+    assert bench.job(job).state == "succeeded"
+
+
+def test_the_job_waits_for_a_database_that_is_locked(bench: Any, tmp_path: Path) -> None:
+    job = bench.submit(labels={"steps": "50"})
+    supervisor = bench.supervisor("trainers:steady")
+    blocker = sqlite3.connect(tmp_path / "graft.db", isolation_level=None, check_same_thread=False)
+    blocker.execute("BEGIN IMMEDIATE")
+    release = threading.Timer(0.5, lambda: blocker.execute("COMMIT"))
+    release.start()
+    supervisor.run()
+    release.join()
+    blocker.close()
+
+    assert bench.job(job).state == "succeeded"
+    assert len([loss for data in bench.data(job, "iterations") for loss in data["losses"]]) == 50
+
+
+def test_a_commit_whose_answer_was_lost_is_not_written_twice(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = bench.submit(labels={"steps": "1000"})
+    supervisor = bench.supervisor("trainers:steady")
+    write, lost = bench.database.write, []
+
+    class LosesItsAnswer:
+        """Commits, and then says that the connection broke: the second time, in the middle of the job."""
+
+        def __init__(self) -> None:
+            self.inner = write()
+
+        def __enter__(self) -> Any:
+            self.session = self.inner.__enter__()
+            return self.session
+
+        def __exit__(self, *error: object) -> None:
+            self.inner.__exit__(*error)
+            lost.append(self)
+            if len(lost) in (2, 3):
+                raise OperationalError("COMMIT", {}, ConnectionError("the server closed the connection"))
+
+    monkeypatch.setattr(bench.database, "write", LosesItsAnswer)
+    supervisor.run()
+
+    losses = [loss for data in bench.data(job, "iterations") for loss in data["losses"]]
+    assert losses == [1.0 / (step + 1) for step in range(1000)]
+
+
+def test_a_killed_trainer_says_who_may_have_done_it(bench: Any) -> None:
+    job = bench.submit(resources={"max_attempts": 1})
+    supervisor = bench.supervisor("trainers:stubborn")
+    spawn, children = bench.sandbox.spawn, []
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        children.append(spawn(*arguments, **options))
+        return children[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench.sandbox, "spawn", spy)
+        thread = threading.Thread(target=supervisor.run)
+        thread.start()
+        bench.wait_for(job, "iterations")
+        signal.pidfd_send_signal(children[0].pidfd, signal.SIGKILL)
+        thread.join(5)
+
+    failure = bench.job(job).failure
+    assert "SIGKILL" in failure["message"]
+    assert "out of memory" in failure["hint"]
+    assert isinstance(bench.job(job), Job)
