@@ -14,8 +14,6 @@ from pathlib import Path
 
 import uvicorn
 
-from api.app import create_app
-
 GRACE_SECONDS = 5
 """Streams end at once; a request that takes longer is cut off."""
 _PR_SET_PDEATHSIG = 1
@@ -53,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         sys.exit(f"cannot listen on {options.host}:{options.port}: {error.strerror or error}")
     config = uvicorn.Config(
-        create_app(),
+        "api.app:create_app",  # by name: it is imported once the port is ours
+        factory=True,
         log_level="warning",
         access_log=False,
         server_header=False,

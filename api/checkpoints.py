@@ -48,7 +48,10 @@ def get_checkpoints(job_id: JobId, service: Svc) -> Response:
     responses={
         200: {
             "description": "The file; `ETag` is the SHA-256 of the weights.",
-            "content": {media: {"schema": {"type": "string", "format": "binary"}} for _, media in FILES.values()},
+            "content": {
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+                "application/json": {"schema": {"type": "object"}},
+            },
         },
         206: {"description": "The part that `Range` asked for."},
         304: {"description": "`If-None-Match` names what the client has."},

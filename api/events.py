@@ -36,7 +36,13 @@ Follow = Annotated[
     Query(description="Stay and send what comes, until `end`. By default SSE does and NDJSON does not; a page cannot."),
 ]
 LastEventId = Annotated[
-    int | None, Header(ge=0, le=INT64, description="Where an SSE client was cut off; counts as `after` where it is greater.")
+    int | None,
+    Header(
+        alias="Last-Event-ID",
+        ge=0,
+        le=INT64,
+        description="Where an SSE client was cut off; counts as `after` where it is greater.",
+    ),
 ]
 STREAMS: dict[int | str, dict[str, Any]] = {
     200: {

@@ -26,6 +26,7 @@ router = APIRouter(tags=["jobs"])
 Key = Annotated[
     str | None,
     Header(
+        alias="Idempotency-Key",
         min_length=1,
         max_length=255,
         description="Any text of yours. The same key and spec give the job that is there, with 200; another spec 409.",

@@ -18,6 +18,8 @@ from pydantic import BaseModel, Field
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.routing import compile_path
 
 from core.errors import Fault, did_you_mean
 from store.errors import StoreError
@@ -107,6 +109,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid_parameters)
     for unavailable in (OperationalError, InterfaceError, PoolTimeoutError):
         app.add_exception_handler(unavailable, _database_away)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -128,7 +131,17 @@ async def _http_exception(request: Request, error: Exception) -> Response:
         405: f"this path does not take {request.method}; the Allow header names what it takes",
     }.get(error.status_code, error.detail)
     slug = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
-    return ProblemError(error.status_code, slug, detail, headers=error.headers).response()
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(_methods(request))
+    return ProblemError(error.status_code, slug, detail, headers=headers).response()
+
+
+def _methods(request: Request) -> list[str]:
+    """What the path takes, over all its routes: the router itself names those of the first alone."""
+    paths: dict[str, dict[str, Any]] = request.app.openapi()["paths"]
+    found = {m.upper() for path, item in paths.items() if compile_path(path)[0].match(request.url.path) for m in item}
+    return sorted(found)
 
 
 async def _invalid_parameters(_request: Request, error: Exception) -> Response:
@@ -145,6 +158,11 @@ async def _database_away(_request: Request, _error: Exception) -> Response:
     return ProblemError(
         503, "database-unavailable", "the database does not answer; try again", headers={"Retry-After": "1"}
     ).response()
+
+
+async def _gone(_request: Request, _error: Exception) -> Response:
+    """Nobody reads this: the client left while it sent its body."""
+    return Response(status_code=400)
 
 
 async def _unexpected(_request: Request, _error: Exception) -> Response:

@@ -94,7 +94,7 @@ class ThreadedServer:
     def __init__(self, settings: Settings) -> None:
         config = uvicorn.Config(
             create_app(settings), host="127.0.0.1", port=0, log_level="error", lifespan="on", ws="none",
-            server_header=False, timeout_graceful_shutdown=5,
+            server_header=False, log_config=None, timeout_graceful_shutdown=5,
         )  # fmt: skip
         self.app = config.app
         self._server = uvicorn.Server(config)
@@ -121,8 +121,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def server(settings: Settings) -> Iterator[ThreadedServer]:
-    yield ThreadedServer(settings)
+def server(settings: Settings) -> ThreadedServer:
+    return ThreadedServer(settings)
 
 
 @pytest.fixture(scope="session")

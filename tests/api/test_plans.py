@@ -150,7 +150,9 @@ def test_the_catalog_names_what_a_spec_may_name(client):
 
 
 def test_requests_are_answered_while_plans_run_and_wait(client, url):
-    threads = [threading.Thread(target=httpx.post, args=(f"{url}/plans",), kwargs={"json": SMALL, "timeout": 60}) for _ in range(6)]
+    threads = [
+        threading.Thread(target=httpx.post, args=(f"{url}/plans",), kwargs={"json": SMALL, "timeout": 60}) for _ in range(6)
+    ]
     for thread in threads:
         thread.start()
     slowest = max(client.get("/jobs?limit=1").elapsed.total_seconds() for _ in range(20))
