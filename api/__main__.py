@@ -16,6 +16,7 @@ import uvicorn
 
 GRACE_SECONDS = 5
 """Streams end at once; a request that takes longer is cut off."""
+BACKLOG = 2048
 _PR_SET_PDEATHSIG = 1
 
 
@@ -45,11 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     if options.with_parent:
         _die_with_parent()
-    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    try:
-        listening = socket.create_server((options.host, options.port), family=family)
-    except OSError as error:
-        sys.exit(f"cannot listen on {options.host}:{options.port}: {error.strerror or error}")
+    listening = _listen(options.host, options.port)
     config = uvicorn.Config(
         "api.app:create_app",  # by name: it is imported once the port is ours
         factory=True,
@@ -62,6 +59,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     with listening, contextlib.suppress(KeyboardInterrupt):
         Server(config, options.port_file).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio sets TCP_NODELAY only on sockets that say they are TCP; without it each answer waits 40 ms for an ACK
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(BACKLOG)
+    except (OSError, OverflowError) as error:
+        sys.exit(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}")
+    return listening
 
 
 def _parser() -> argparse.ArgumentParser:
