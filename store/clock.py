@@ -9,16 +9,18 @@ from typing import Any
 from sqlalchemy import ColumnElement, Double, literal, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.functions import FunctionElement
 
 CLOCK = "clock"
 """The key of `Session.info` under which a test's clock lies."""
 
 
-class _EpochSeconds(ColumnElement[float]):
+class _EpochSeconds(FunctionElement[float]):
     """Seconds since 1970 by the database's clock, read at the moment, not at the start of the transaction."""
 
-    inherit_cache = True
+    name = "epoch_seconds"
     type = Double()
+    inherit_cache = True  # without it every statement with the time in it would be compiled anew
 
 
 @compiles(_EpochSeconds, "sqlite")

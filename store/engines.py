@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from typing import Any
 
 import orjson
 from sqlalchemy import URL, Connection, Engine, Pool, create_engine, event, make_url
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 
 SQLITE_NEEDS = (3, 35, 0)
 """The first SQLite that has UPDATE … RETURNING."""
+BUSY_SECONDS = 30
+"""How long SQLite waits for another writer."""
 WRITES = "graft_writes"
 """The execution option of connections whose transactions write."""
 
@@ -49,7 +52,7 @@ def _sqlite(url: URL, *, foreign_keys: bool, poolclass: type[Pool] | None) -> En
         raise RuntimeError(f"SQLite {sqlite3.sqlite_version} is too old; Graft needs {needs} (a newer Python has it)")
     made = create_engine(
         url,
-        connect_args={"timeout": 30, "check_same_thread": False},
+        connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},
         poolclass=poolclass,
         json_serializer=_dumps,
         json_deserializer=orjson.loads,
@@ -59,7 +62,7 @@ def _sqlite(url: URL, *, foreign_keys: bool, poolclass: type[Pool] | None) -> En
     def _connect(connection: DBAPIConnection, _record: object) -> None:
         connection.isolation_level = None  # the driver shall not begin transactions by itself: it loses updates
         cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode = WAL")
+        _write_ahead(cursor)
         cursor.execute("PRAGMA synchronous = NORMAL")
         cursor.execute(f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}")
         cursor.close()
@@ -71,6 +74,20 @@ def _sqlite(url: URL, *, foreign_keys: bool, poolclass: type[Pool] | None) -> En
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return made
+
+
+def _write_ahead(cursor: DBAPICursor) -> None:
+    """Switch to write-ahead logging. The first switch of a new file fails at once, timeout or not, while another is at it."""
+    until = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _dumps(value: Any) -> str:

@@ -163,7 +163,9 @@ def folded(session: Session, job_id: int, kinds: Collection[str]) -> list[Row]:
 
 def losses(session: Session, job_id: int) -> Losses:
     """Every optimizer step's loss, each once."""
-    return Losses.of(folded(session, job_id, {IterationsData.kind}))
+    kinds = (IterationsData.kind, RewoundData.kind)
+    statement = select(EventRecord.kind, EventRecord.data).where(EventRecord.job_id == job_id, EventRecord.kind.in_(kinds))
+    return Losses.of((kind, data) for kind, data in session.execute(statement.order_by(EventRecord.seq)))
 
 
 def checkpoints(session: Session, job_id: int) -> list[dict[str, Any]]:
@@ -182,6 +184,7 @@ def checkpoints(session: Session, job_id: int) -> list[dict[str, Any]]:
 
 
 def _rows(session: Session, job_id: int, kinds: Collection[str]) -> list[Row]:
-    statement = select(EventRecord.seq, EventRecord.step, EventRecord.kind, EventRecord.data)
-    statement = statement.where(EventRecord.job_id == job_id, EventRecord.kind.in_(kinds)).order_by(EventRecord.seq)
-    return [Row(seq, step, kind, orjson.loads(data)) for seq, step, kind, data in session.execute(statement)]
+    columns = (EventRecord.seq, EventRecord.step, EventRecord.kind, EventRecord.data)
+    # sorted here: told to sort, SQLite would walk the whole log in order, instead of the few of these kinds
+    rows = session.execute(select(*columns).where(EventRecord.job_id == job_id, EventRecord.kind.in_(kinds)))
+    return sorted((Row(seq, step, kind, orjson.loads(data)) for seq, step, kind, data in rows), key=lambda row: row.seq)

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, literal, or_, select, text, type_coerce
+from sqlalchemy import ColumnElement, and_, func, literal, or_, select, type_coerce
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -15,7 +15,10 @@ from core.events import JobState, StateData
 from store.clock import now
 from store.errors import Conflict, NotFound
 from store.events import NewEvent, record
+from store.states import FINAL, STATES
 from store.tables import Job
+
+UNFINISHED = [state for state in STATES if state not in FINAL]
 
 
 def create(
@@ -122,14 +125,14 @@ def position(session: Session, job: Job) -> int | None:
         return None
     earlier = or_(Job.queued_at < job.queued_at, and_(Job.queued_at == job.queued_at, Job.id < job.id))
     before = or_(Job.priority > job.priority, and_(Job.priority == job.priority, earlier))
-    # the state is written out, as the index of waiting jobs has it: a parameter would hide it from the planner
-    waiting = select(func.count()).select_from(Job).where(text("jobs.state = 'queued'"), Job.queue == job.queue, before)
+    waiting = select(func.count()).select_from(Job).where(Job.state == "queued", Job.queue == job.queue, before)
     return session.execute(waiting).scalar_one()
 
 
 def counts(session: Session) -> dict[str, dict[str, int]]:
-    """How many jobs there are, by queue and state: `{"default": {"queued": 3}}`."""
+    """How many jobs wait and run, by queue and state: `{"default": {"queued": 3, "running": 1}}`."""
     found: defaultdict[str, dict[str, int]] = defaultdict(dict)
-    for queue, state, number in session.execute(select(Job.queue, Job.state, func.count()).group_by(Job.queue, Job.state)):
+    unfinished = select(Job.queue, Job.state, func.count()).where(Job.state.in_(UNFINISHED)).group_by(Job.queue, Job.state)
+    for queue, state, number in session.execute(unfinished):
         found[queue][state] = number
     return dict(found)

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, false, func, or_, select, text, update
+from sqlalchemy import ColumnElement, and_, false, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from core.events import Failure, JobState
@@ -16,10 +16,6 @@ from store.fence import Lease, held, hold, lost
 from store.tables import Job
 
 __all__ = ["Capacity", "Claim", "Lease", "claim", "finish", "give_back", "reap", "release", "renew"]
-
-QUEUED = text("jobs.state = 'queued'")
-RUNNING = text("jobs.state = 'running'")
-"""Written out, as the partial indexes have them: a bound parameter would hide it from the planner."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ def claim(session: Session, *, owner: str, queues: Collection[str], capacity: Ca
     """
     best = (
         select(Job.id)
-        .where(QUEUED, Job.queue.in_(queues), _fits(capacity))
+        .where(Job.state == "queued", Job.queue.in_(queues), _fits(capacity))
         .order_by(Job.priority.desc(), Job.queued_at, Job.id)
         .limit(1)
         .with_for_update(skip_locked=True, key_share=True)
@@ -116,7 +112,9 @@ def release(session: Session, owner: str) -> list[int]:
 
 
 def _take(session: Session, which: ColumnElement[bool], by: str) -> list[int]:
-    statement = select(Job).where(RUNNING, which).order_by(Job.id).with_for_update(skip_locked=True, key_share=True)
+    statement = (
+        select(Job).where(Job.state == "running", which).order_by(Job.id).with_for_update(skip_locked=True, key_share=True)
+    )
     jobs = list(session.scalars(statement, execution_options={"populate_existing": True}))
     for job in jobs:
         failure = Failure(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
-from core.events import Figure, Row, figure
+from core.events import Figure, RewoundData, figure
 
 MOST_POINTS = 5000
 """More buckets than any screen has columns."""
@@ -27,17 +28,28 @@ class Losses:
     """The losses; NaN and infinities as such."""
 
     @classmethod
-    def of(cls, rows: Sequence[Row]) -> Losses:
-        """From folded `iterations` events."""
-        sizes = [len(row.data["losses"]) for row in rows]
-        starts = np.fromiter((row.data["first"] for row in rows), np.int64, len(rows))
-        offsets = np.cumsum([0, *sizes[:-1]]) if sizes else np.zeros(0, np.int64)
-        values = [loss for row in rows for loss in row.data["losses"]]
-        return cls(
-            steps=np.arange(len(values)) + np.repeat(starts - offsets, sizes),
-            epochs=np.repeat(np.fromiter((row.data["epoch"] for row in rows), np.int64, len(rows)), sizes),
-            values=np.array(values, np.float64),  # "nan" and "inf" become what they say
-        )
+    def of(cls, log: Iterable[tuple[str, str]]) -> Losses:
+        """From the kind and raw data of a log's `iterations` and `rewound` events, in order.
+
+        The same fold as `core.events.fold`, over arrays: a rewind voids every earlier loss at its step or beyond.
+        """
+        values: list[Figure] = []
+        chunks: list[tuple[int, int, int]] = []
+        rewinds: list[tuple[int, int]] = []
+        for kind, text in log:
+            data = orjson.loads(text)
+            if kind == RewoundData.kind:
+                rewinds.append((len(values), data["to_step"]))
+            else:
+                chunks.append((data["first"] - len(values), data["epoch"], len(data["losses"])))
+                values += data["losses"]
+        shifts, epochs, sizes = np.array(chunks, np.int64).reshape(-1, 3).T
+        steps = np.arange(len(values)) + np.repeat(shifts, sizes)
+        valid = np.ones(len(values), np.bool_)
+        for end, step in rewinds:
+            valid[:end] &= steps[:end] < step
+        # numpy reads "nan" and "inf" as what they say
+        return cls(steps[valid], np.repeat(epochs, sizes)[valid], np.array(values, np.float64)[valid])
 
     def __len__(self) -> int:
         return len(self.values)

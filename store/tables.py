@@ -98,17 +98,9 @@ class Job(Base):
             "(state = 'running') = (lease_until IS NOT NULL) AND (state = 'running') = (lease_owner IS NOT NULL)",
             name="lease",
         ),
-        Index(
-            "ix_jobs_claim", "queue", text("priority DESC"), "queued_at", "id",
-            sqlite_where=text("state = 'queued'"), postgresql_where=text("state = 'queued'"),
-        ),
-        Index(
-            "ix_jobs_lease", "lease_until",
-            sqlite_where=text("state = 'running'"), postgresql_where=text("state = 'running'"),
-        ),
+        Index("ix_jobs_claim", "state", "queue", text("priority DESC"), "queued_at", "id"),
         Index("ix_jobs_state", "state", "id"),
-        Index("ix_jobs_queue", "queue", "state"),
-        # ids are never used again; a row has room to change in its own page (HOT updates)
+        # ids are never used again; a row has room to change in its own page, as renewals and appends touch no index
         {"sqlite_autoincrement": True, "postgresql_with": {"fillfactor": 70}},
     )  # fmt: skip
 

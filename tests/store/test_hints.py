@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+
+import orjson
+import pytest
+from celery import Celery
+from kombu import Connection, Queue
+
+from store.hints import TASK, Hints, broker_options
+
+
+@pytest.fixture
+def spool(tmp_path):
+    """A broker of files."""
+    return f"filesystem://{tmp_path / 'a b' / 'hints'}"
+
+
+def receive(url, queue, count, seconds=5):
+    """What a worker of `queue` gets from the broker: (task, arguments) each."""
+    app = Celery("receiver", set_as_current=False)
+    app.conf.update(broker_options(url))
+    got = []
+
+    def take(_body, message):
+        got.append((message.headers["task"], message.decode()))
+        message.ack()
+
+    with app.connection_for_read() as connection, connection.Consumer(app.amqp.queues.select_add(queue), callbacks=[take]):
+        until = time.monotonic() + seconds
+        while len(got) < count and time.monotonic() < until:
+            try:
+                connection.drain_events(timeout=0.3)
+            except TimeoutError:
+                continue
+    return got
+
+
+@pytest.mark.parametrize("broker", ["spool", "redis_url"])
+def test_a_hint_arrives_and_carries_nothing_but_its_queue(request, broker):
+    url = request.getfixturevalue(broker)
+    hints = Hints(url)
+    assert hints.send("big")
+    assert hints.send("big")
+    ((task, (args, keywords, _embedded)), second) = receive(url, "big", 2)
+    assert (task, args, keywords) == (TASK, [], {})
+    assert second[0] == TASK
+
+
+@pytest.mark.parametrize("broker", ["spool", "redis_url"])
+def test_a_hint_goes_to_its_queue_only(request, broker):
+    url = request.getfixturevalue(broker)
+    assert Hints(url).send("one.with-dots_")
+    assert receive(url, "other", 1, seconds=0.5) == []
+    assert len(receive(url, "one.with-dots_", 1)) == 1
+
+
+def test_a_broker_that_is_away_costs_about_a_second_and_raises_nothing(caplog):
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))
+        hints = Hints(f"redis://127.0.0.1:{taken.getsockname()[1]}/0")
+        began = time.monotonic()
+        with caplog.at_level(logging.WARNING, "store.hints"):
+            assert hints.send("default") is False
+    assert time.monotonic() - began < 3
+    assert "no hint for queue default" in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_raises_nothing(tmp_path, caplog):
+    hints = Hints(f"filesystem://{tmp_path / 'hints'}")
+    for folder in (tmp_path / "hints").iterdir():
+        folder.rmdir()
+    assert hints.send("default") is False
+    assert "no hint" in caplog.text
+
+
+def test_a_reader_never_sees_half_a_message(spool):
+    """Kombu's own transport writes a message under its final name: a reader in between takes an empty file and dies of it."""
+    hints = Hints(spool)
+    stop = threading.Event()
+    folder = broker_options(spool)["broker_transport_options"]["data_folder_in"]
+    torn = []
+
+    def look():
+        from pathlib import Path
+
+        while not stop.is_set():
+            for file in Path(folder).glob("*.msg"):
+                text = file.read_bytes()
+                try:
+                    orjson.loads(text)
+                except orjson.JSONDecodeError:
+                    torn.append(text)
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for _ in range(60):
+        assert hints.send("default")
+    stop.set()
+    reader.join()
+    assert torn == []
+    assert len(receive(spool, "default", 60)) == 60
+
+
+def test_threads_may_send_at_once(spool):
+    hints = Hints(spool)
+    sent = []
+    threads = [threading.Thread(target=lambda: sent.extend(hints.send("default") for _ in range(10))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sent == [True] * 40
+    assert len(receive(spool, "default", 40)) == 40
+
+
+def test_a_queue_made_by_several_at_once_is_made_whole(spool):
+    """The first to use a queue writes its table; the others must find all of it or nothing."""
+    start = threading.Barrier(4)
+    failed = []
+
+    def bind():
+        options = broker_options(spool)
+        try:
+            with Connection(
+                transport=options["broker_transport"], transport_options=options["broker_transport_options"]
+            ) as connection:
+                channel = connection.channel()
+                start.wait()
+                for number in range(20):
+                    Queue(f"q{number}", routing_key=f"q{number}", channel=channel).declare()
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=bind) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []

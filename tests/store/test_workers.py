@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from store import workers
+
+
+def beat(database, name, **told):
+    with database.write() as session:
+        workers.heartbeat(
+            session, **{"name": name, "host": "h", "queues": ["default"], "devices": {"gpus": []}, "running": [], **told}
+        )
+
+
+def test_a_worker_is_as_its_last_heartbeat_told(database, clock):
+    beat(database, "one")
+    clock.forward(10)
+    beat(database, "one", running=[3, 2], queues=["default", "big"])
+    with database.read() as session:
+        (worker,) = workers.listing(session)
+    assert (worker.name, worker.host, worker.queues, worker.devices, worker.running) == (
+        "one",
+        "h",
+        ["default", "big"],
+        {"gpus": []},
+        [2, 3],
+    )
+    assert (worker.started_at, worker.seen_at, worker.alive) == (clock.time - 10, clock.time, True)
+
+
+def test_those_alive_come_first(database, clock):
+    beat(database, "a")
+    clock.forward(31)
+    beat(database, "c")
+    beat(database, "b")
+    with database.read() as session:
+        assert [(worker.name, worker.alive) for worker in workers.listing(session)] == [("b", True), ("c", True), ("a", False)]
+
+
+def test_a_worker_that_stopped_is_forgotten(database):
+    beat(database, "one")
+    with database.write() as session:
+        workers.forget(session, "one")
+        workers.forget(session, "never seen")
+        assert workers.listing(session) == []
