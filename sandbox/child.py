@@ -51,7 +51,7 @@ def live(request: Request, *, forkserver: int, channel: int, output: int, errors
     sys.path[:0] = request.import_path
     if request.cwd is not None:
         os.chdir(request.cwd)
-    faulthandler.enable(file=2)
+    faulthandler.enable(file=2, all_threads=False)
     _reseed()
     apply(request.limits)
     find(request.target)(Channel(socket.socket(fileno=channel)))

@@ -17,6 +17,8 @@ _LINE = 200
 """Characters that count as one line: a longer line counts as several."""
 _LONGEST = 4000
 _KEPT = 20
+_DYING = "Fatal Python error"
+"""How the interpreter's last words begin; the call that crashed comes first in them."""
 _OURS = {StateData.kind, EndData.kind}
 
 
@@ -27,13 +29,14 @@ class MalformedEventError(ValueError):
 class Journal:
     """Events that wait for their commit.
 
-    Nothing is dropped but printed lines beyond 100 a second (after 1,000 at once), and the log says how many. `last` are the
-    last lines seen, dropped ones too. `clock` is monotonic.
+    Nothing is dropped but printed lines beyond 100 a second (after 1,000 at once), and the log says how many. `clock` is
+    monotonic.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.last: deque[str] = deque(maxlen=_KEPT)
         self.step = 0
+        self._last: deque[str] = deque(maxlen=_KEPT)
+        self._dying: list[str] = []
         self._clock = clock
         self._events: list[NewEvent] = []
         self._size = 0
@@ -59,19 +62,19 @@ class Journal:
             raise MalformedEventError(f"the trainer sent a malformed '{kind}' event: {error}") from None
         self.step = step
         if kind == LogData.kind:
-            self.lines([data["message"]], data["level"])
+            self._line(data["message"], data["level"], self._last.append)
         else:
             self._append(NewEvent(step, kind, data), size + 20 * len(data.get("losses", ())))
 
     def lines(self, lines: Iterable[str], level: str) -> None:
-        """Lines that were printed, as `log` events at the present step."""
+        """Lines that came from the process's own streams, as `log` events at the present step."""
         for line in lines:
-            text = _storable(line)
-            self.last.append(text)
-            if self._may_log(text):
-                self._append(_log(self.step, level, text), len(text))
-            else:
-                self._dropped += 1
+            dying = self._dying or line.startswith(_DYING)
+            self._line(line, level, self._dying.append if dying else self._last.append)
+
+    def last_lines(self) -> list[str]:
+        """The last 20 lines that were printed, dropped ones too, and then the first 20 of what a crash printed of itself."""
+        return [*self._last, *self._dying[:_KEPT]]
 
     def take(self) -> list[NewEvent]:
         """Everything that waits, oldest first. The caller commits it, and keeps it until it has."""
@@ -92,6 +95,14 @@ class Journal:
             self._events[-1] = merged
         else:
             self._events.append(event)
+
+    def _line(self, line: str, level: str, remember: Callable[[str], None]) -> None:
+        text = _storable(line)
+        remember(text)
+        if self._may_log(text):
+            self._append(_log(self.step, level, text), len(text))
+        else:
+            self._dropped += 1
 
     def _may_log(self, text: str) -> bool:
         cost = 1 + len(text) // _LINE

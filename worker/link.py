@@ -6,6 +6,7 @@ import os
 import select
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Literal
 
 from core.events import Data, Iteration, LogData, chunk
@@ -27,9 +28,10 @@ class Link:
     """What a trainer says and hears, in order, from any thread.
 
     A thread of its own sends the gathered losses and hears permits and `cancel`, so a step costs an append and two comparisons.
+    When nobody listens any more it calls `orphaned`, which ends the process.
     """
 
-    def __init__(self, channel: Channel, permit: float) -> None:
+    def __init__(self, channel: Channel, permit: float, *, orphaned: Callable[[], None] = lambda: os._exit(1)) -> None:
         self._channel = channel
         self._lock = threading.RLock()
         self._gathered: list[Iteration] = []
@@ -38,7 +40,9 @@ class Link:
         self._permit = permit
         self._cancelled = False
         self._heard = threading.Event()
-        threading.Thread(target=self._attend, name="link", daemon=True).start()
+        self._orphaned = orphaned
+        self.thread = threading.Thread(target=self._attend, name="link", daemon=True)
+        self.thread.start()
 
     def iteration(self, iteration: Iteration) -> None:
         """A step was done. The first loss is sent at once."""
@@ -96,17 +100,16 @@ class Link:
     def _attend(self) -> None:
         poll = select.poll()
         poll.register(self._channel, select.POLLIN)
-        while True:
-            for _ in poll.poll(_WINDOW * 1000):
-                for message in self._channel.drain():
-                    self._hear(message)
-                if self._channel.ended:  # nobody listens any more
-                    os._exit(1)
-            try:
+        try:
+            while not self._channel.ended:
+                for _ in poll.poll(_WINDOW * 1000):
+                    for message in self._channel.drain():
+                        self._hear(message)
                 with self._lock:
                     self._flush()
-            except OSError:
-                os._exit(1)
+        except OSError:
+            pass
+        self._orphaned()
 
     def _hear(self, message: dict[str, Any]) -> None:
         if message["kind"] == "permit":

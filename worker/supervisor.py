@@ -261,7 +261,7 @@ class Supervisor:
     def _end(self, session: Session, status: ExitStatus) -> JobState:
         said = self._word["kind"] if self._word else None
         if self._word is not None and said == "failed":
-            failure = Failure.model_validate({**self._word["failure"], "lines": list(self._journal.last)})
+            failure = Failure.model_validate({**self._word["failure"], "lines": self._journal.last_lines()})
             leases.finish(session, self._lease, "failed", failure)
             return "failed"
         if said == "done":
@@ -272,7 +272,7 @@ class Supervisor:
             return "cancelled"
         if self._stop.is_set():
             return leases.give_back(session, self._lease, reason="the worker stops", failure=None, counted=False)
-        failure = crash(status, list(self._journal.last))
+        failure = crash(status, self._journal.last_lines())
         return leases.give_back(session, self._lease, reason=failure.message, failure=failure, counted=True)
 
     def _excuse(self, error: Exception) -> None:

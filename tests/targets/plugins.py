@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import time
 import warnings
 from pathlib import Path
 
@@ -30,6 +31,11 @@ class Tiny(nn.Module):
 
     def act(self, passes: int) -> None:
         """Nothing, here."""
+
+
+class Slow(Tiny):
+    def act(self, passes: int) -> None:  # noqa: ARG002
+        time.sleep(0.02)
 
 
 class Loud(Tiny):

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sqlite3
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from sandbox import Sandbox
 from store import commands, leases
-from store.tables import Job
 
 
 def test_every_event_is_committed_once_and_in_order(bench: Any) -> None:
@@ -262,4 +264,18 @@ def test_a_killed_trainer_says_who_may_have_done_it(bench: Any) -> None:
     failure = bench.job(job).failure
     assert "SIGKILL" in failure["message"]
     assert "out of memory" in failure["hint"]
-    assert isinstance(bench.job(job), Job)
+
+
+def test_when_the_sandbox_dies_the_job_is_tried_again(bench: Any) -> None:
+    with closing(Sandbox(import_path=[Path(__file__).parent.parent / "targets"], preload=[])) as bare:
+        bench.sandbox = bare
+        job = bench.submit(labels={"steps": "3"})
+        running = bench.run_aside("trainers:obedient")
+        bench.wait_for(job, "iterations")
+        os.kill(bare._server._process.pid, signal.SIGKILL)
+        running.join(5)
+
+        assert (bench.job(job).state, bench.job(job).failures) == ("queued", 1)
+        assert "sandbox died" in bench.log(job)[-1].data
+        bench.run("trainers:steady")
+    assert bench.job(job).state == "succeeded"

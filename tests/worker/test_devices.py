@@ -1,0 +1,78 @@
+"""GPUs and CPU slots of a host."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from store.leases import Capacity, Claim, Lease
+from worker.devices import Devices, Slot, find_gpus
+
+
+def claim_of(gpus: int) -> Claim:
+    return Claim(Lease(1, 1, "w", 60), {}, gpus, {})
+
+
+def test_the_setting_names_the_gpus() -> None:
+    assert find_gpus("0, 2") == ["0", "2"]
+    assert find_gpus("") == []
+
+
+def test_auto_obeys_what_the_worker_itself_may_see() -> None:
+    assert find_gpus("auto", {"CUDA_VISIBLE_DEVICES": "3,GPU-abc"}) == ["3", "GPU-abc"]
+    assert find_gpus("auto", {"CUDA_VISIBLE_DEVICES": ""}) == []
+    assert find_gpus("auto", {"CUDA_VISIBLE_DEVICES": "-1"}) == []
+
+
+def test_auto_counts_the_gpus_that_nvidia_smi_lists_and_no_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        "#!/bin/sh\necho 'GPU 0: A (UUID: x)'\necho '  MIG 1g.5gb Device 0: (UUID: y)'\necho 'GPU 1: B (UUID: z)'\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+
+    assert find_gpus("auto", {}) == ["0", "1"]
+
+
+def test_a_job_gets_what_it_needs_and_gives_it_back() -> None:
+    devices = Devices(["0", "1"], cpu_slots=1)
+
+    assert devices.take(lambda _: claim_of(1))[1] == Slot(("0",))
+    second = devices.take(lambda _: claim_of(1))[1]
+    assert devices.take(lambda _: claim_of(0))[1] == Slot()
+    assert devices.take(lambda _: claim_of(1)) is None  # nothing is free: nobody is asked
+    devices.give(second)
+    assert devices.describe() == {"gpus": ["0", "1"], "cpu_slots": 1, "gpus_free": 1, "cpu_free": 0}
+
+
+def test_nothing_is_taken_when_no_job_fits() -> None:
+    devices = Devices(["0"], cpu_slots=1)
+
+    assert devices.take(lambda _: None) is None
+    assert devices.describe()["gpus_free"] == 1
+
+
+def test_a_child_sees_its_own_gpu_as_the_first_and_a_cpu_job_sees_none() -> None:
+    assert Slot(("3",)).environment == {"CUDA_VISIBLE_DEVICES": "3"}
+    assert Slot(("3",)).device == "cuda:0"
+    assert Slot().environment == {"CUDA_VISIBLE_DEVICES": ""}
+    assert Slot().device == "cpu"
+
+
+def test_two_threads_never_count_on_the_same_slot() -> None:
+    devices, told = Devices([], cpu_slots=4), []
+
+    def claim(capacity: Capacity) -> Claim:
+        told.append(capacity.cpu_free)
+        return claim_of(0)
+
+    threads = [threading.Thread(target=devices.take, args=(claim,)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(told) == [1, 2, 3, 4]

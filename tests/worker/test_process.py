@@ -1,0 +1,214 @@
+"""A real worker process: Celery on the file system broker, SQLite, a warm sandbox, real jobs.
+
+Slow, since each worker imports torch for its sandbox once; so one serves most tests, and what kills workers comes last.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from store import commands, events, jobs, workers
+from store.database import Database
+from store.hints import Hints
+from store.settings import Settings
+
+pytestmark = pytest.mark.slow
+WORKER = [sys.executable, "-m", "worker"]
+
+
+@dataclass
+class Host:
+    """A data directory, and the worker that serves it."""
+
+    settings: Settings
+    environment: dict[str, str]
+    database: Database
+    hints: Hints
+    process: subprocess.Popen[bytes] | None = None
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start(self) -> None:
+        with (self.settings.data_dir / "worker.log").open("ab") as log:
+            self.process = subprocess.Popen(WORKER, env=self.environment, stdout=log, stderr=log)
+        self.started.append(self.process)
+        self.wait(self.ready, 90)
+
+    def ready(self) -> bool:
+        with self.database.read() as session:
+            return any(worker.devices.get("ready") for worker in workers.listing(session))
+
+    def submit(self, spec: dict[str, Any], *, hint: bool = True) -> int:
+        with self.database.write() as session:
+            job, _ = jobs.create(session, spec=spec, plan={"steps": {"total": 1}})
+        if hint:
+            self.hints.send("default")
+        return job.id
+
+    def state(self, job: int) -> str:
+        with self.database.read() as session:
+            return jobs.get(session, job).state
+
+    def count(self, job: int, kind: str) -> int:
+        with self.database.read() as session:
+            return len(events.read(session, job, limit=10_000, kinds=[kind]))
+
+    def wait(self, condition: Callable[[], bool], seconds: float) -> float:
+        """Seconds until it held."""
+        started = time.monotonic()
+        while not condition():
+            assert time.monotonic() - started < seconds, (self.settings.data_dir / "worker.log").read_text()[-3000:]
+            time.sleep(0.01)
+        return time.monotonic() - started
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory, _sqlite_template: Path) -> Iterator[Host]:
+    """A host with a warm worker."""
+    folder = tmp_path_factory.mktemp("host")
+    shutil.copy(_sqlite_template, folder / "graft.db")
+    variables = {
+        "GRAFT_DATA_DIR": str(folder),
+        "GRAFT_WORKER_NAME": "the-worker",
+        "GRAFT_PLUGINS": "plugins",
+        "GRAFT_PLUGINS_DIR": str(Path(__file__).parent.parent / "targets"),
+        "GRAFT_GPUS": "",
+        "GRAFT_THREADS": "1",
+        "GRAFT_POLL_SECONDS": "0.5",
+    }
+    settings = Settings(data_dir=folder)
+    made = Host(settings, {**os.environ, **variables}, Database(settings.database), Hints(settings.broker))
+    made.start()
+    yield made
+    for process in made.started:
+        process.kill()
+        process.wait()
+    made.database.dispose()
+
+
+@pytest.fixture
+def spec_of(make_spec: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    def make(model: str, **parts: Any) -> dict[str, Any]:
+        return make_spec(
+            dataset={"source": "sklearn:digits", "image_size": 8}, model={"name": f"python:plugins:{model}"}, **parts
+        )
+
+    return make
+
+
+def below(pid: int) -> list[int]:
+    """A process and all that descend from it."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    others = [path for path in Path(f"/proc/{pid}/task").iterdir() if path.name != str(pid)]
+    children += [child for path in others for child in (path / "children").read_text().split()]
+    return [pid, *(descendant for child in children for descendant in below(int(child)))]
+
+
+def alive(pids: list[int]) -> list[int]:
+    def lives(pid: int) -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+
+    return [pid for pid in pids if lives(pid)]
+
+
+def test_a_hint_starts_a_job_within_a_moment(host: Host, spec_of: Callable[..., dict[str, Any]]) -> None:
+    job = host.submit(spec_of("Tiny"))
+
+    assert host.wait(lambda: host.count(job, "iterations") > 0, 20) < 10
+    host.wait(lambda: host.state(job) == "succeeded", 20)
+
+
+def test_a_job_whose_hint_was_lost_is_found_by_the_poll(host: Host, spec_of: Callable[..., dict[str, Any]]) -> None:
+    job = host.submit(spec_of("Tiny"), hint=False)
+
+    host.wait(lambda: host.state(job) == "succeeded", 20)
+
+
+def test_jobs_run_one_after_the_other_on_one_slot(host: Host, spec_of: Callable[..., dict[str, Any]]) -> None:
+    submitted = [host.submit(spec_of("Tiny")) for _ in range(3)]
+    at_once = 0
+
+    def over() -> bool:
+        nonlocal at_once
+        states = [host.state(job) for job in submitted]
+        at_once = max(at_once, states.count("running"))
+        return states == ["succeeded"] * 3
+
+    host.wait(over, 30)
+    assert at_once == 1
+
+
+def test_cancel_of_a_running_job_takes_effect_within_two_seconds(host: Host, spec_of: Callable[..., dict[str, Any]]) -> None:
+    job = host.submit(spec_of("Slow", training={"epochs": 1000}))
+    host.wait(lambda: host.count(job, "iterations") > 0, 20)
+    with host.database.write() as session:
+        commands.cancel(session, job, by="api")
+
+    assert host.wait(lambda: host.state(job) == "cancelled", 10) < 2
+
+
+def test_a_worker_that_was_killed_leaves_nothing_and_the_next_one_goes_on_at_once(
+    host: Host, spec_of: Callable[..., dict[str, Any]]
+) -> None:
+    job = host.submit(spec_of("Slow", training={"epochs": 4}))
+    host.wait(lambda: host.count(job, "checkpoint") > 0, 20)
+    pids = below(host.process.pid)
+    assert len(pids) >= 3  # itself, its forkserver, the trainer
+    host.process.kill()
+    host.process.wait()
+
+    host.wait(lambda: alive(pids) == [], 3)
+    assert host.state(job) == "running"  # its lease holds for a minute; nobody need wait for it
+    host.start()
+    host.wait(lambda: host.state(job) == "succeeded", 30)
+    assert host.count(job, "rewound") == 1
+
+
+def test_a_worker_that_is_stopped_gives_its_job_back_and_is_gone_in_seconds(
+    host: Host, spec_of: Callable[..., dict[str, Any]]
+) -> None:
+    job = host.submit(spec_of("Slow", training={"epochs": 1000}))
+    host.wait(lambda: host.count(job, "iterations") > 0, 20)
+    pids = below(host.process.pid)
+    started = time.monotonic()
+    host.process.send_signal(signal.SIGTERM)
+
+    assert host.process.wait(20) == 0
+    assert time.monotonic() - started < 8
+    assert alive(pids) == []
+    with host.database.read() as session:
+        found = jobs.get(session, job)
+        assert workers.listing(session) == []
+    assert (found.state, found.failures) == ("queued", 0)
+    with host.database.write() as session:
+        commands.cancel(session, job, by="api")
+
+
+def test_a_worker_started_with_its_parent_dies_with_it(host: Host) -> None:
+    script = "import subprocess, sys; print(subprocess.Popen(sys.argv[1:]).pid, flush=True); input()"
+    arguments = [sys.executable, "-c", script, *WORKER, "--with-parent"]
+    with subprocess.Popen(arguments, env=host.environment, stdin=-1, stdout=-1, stderr=subprocess.DEVNULL) as parent:
+        worker = int(parent.stdout.readline())
+        host.wait(lambda: _heard_of(host), 60)
+        pids = below(worker)
+        parent.kill()
+
+    host.wait(lambda: alive(pids) == [], 10)
+
+
+def _heard_of(host: Host) -> bool:
+    with host.database.read() as session:
+        return bool(workers.listing(session))

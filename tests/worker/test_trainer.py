@@ -1,0 +1,135 @@
+"""Real jobs in real children: what core's loop does, seen through the supervisor."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.errors import DataError, SpecError
+from sandbox import Limits
+from worker.trainer import failure_of
+
+DIGITS = {"source": "sklearn:digits", "image_size": 8}
+
+
+def losses_of(bench: Any, job: int) -> list[float]:
+    from store import events
+
+    with bench.database.read() as session:
+        return events.losses(session, job).values.tolist()
+
+
+def submit(bench: Any, model: str, **parts: Any) -> int:
+    name, _, note = model.partition("?")
+    keywords = {"note": note} if note else {}
+    return bench.submit(dataset=DIGITS, model={"name": f"python:plugins:{name}", **keywords}, **parts)
+
+
+def test_a_job_trains_and_its_log_is_whole(bench: Any, tmp_path: Path) -> None:
+    job = submit(bench, "Tiny", training={"epochs": 2}, checkpoint={"keep_best": 0})
+    bench.run()
+
+    assert bench.job(job).state == "succeeded"
+    assert [event.kind for event in bench.log(job) if event.kind not in ("iterations", "log")] == [
+        "state", "state", "transfer", "groups", "epoch", "checkpoint", "epoch", "checkpoint", "state", "end",
+    ]  # fmt: skip
+    assert len(losses_of(bench, job)) == 2 * 51  # 1617 of 1797 samples in batches of 32, every one of them
+    (checkpoint,) = (tmp_path / "jobs" / str(job) / "1").iterdir()
+    assert (checkpoint / "model.safetensors").stat().st_size > 0
+
+
+def test_what_the_training_code_prints_stands_between_its_losses(bench: Any) -> None:
+    job = submit(bench, "Loud")
+    bench.run()
+
+    lines = [message for _, message in bench.lines(job)]
+    assert [line for line in lines if line.startswith("pass")] == [f"pass {number}" for number in range(1, 52)]
+    assert [line for line in lines if line.startswith("UserWarning: at pass")][1:] == []
+    assert "native code complains" in lines
+    steps = [event.step for event in bench.log(job, "log") if "pass 4" in event.data]
+    assert all(step <= 50 for step in steps)
+
+
+def test_a_segfault_is_a_typed_failure_with_what_was_printed_before(bench: Any) -> None:
+    job = submit(bench, "Segfault", resources={"max_attempts": 1})
+    bench.run()
+
+    failure = bench.job(job).failure
+    assert (failure["type"], bench.job(job).state) == ("crashed", "failed")
+    assert "SIGSEGV" in failure["message"]
+    assert "pass 5" in failure["lines"]
+    assert any("plugins.py" in line for line in failure["lines"])
+
+
+def test_an_exception_is_a_crash_that_shows_where(bench: Any) -> None:
+    job = submit(bench, "Raises")
+    bench.run()
+
+    failure = bench.job(job).failure
+    assert failure["type"] == "crashed"
+    assert failure["message"] == "ZeroDivisionError: by the plug-in"
+    assert any("plugins.py" in line for line in failure["lines"])
+    assert ("error", "ZeroDivisionError: by the plug-in") in bench.lines(job)
+
+
+def test_too_little_memory_says_what_to_make_smaller(bench: Any) -> None:
+    job = submit(bench, "Hungry")
+    bench.run()
+
+    failure = bench.job(job).failure
+    assert failure["type"] == "out_of_memory"
+    assert "loader.batch_size" in failure["hint"]
+
+
+def test_a_loss_that_is_no_number_ends_the_job_and_stands_in_the_log(bench: Any) -> None:
+    job = submit(bench, "Diverges")
+    bench.run()
+
+    assert bench.job(job).failure["type"] == "non_finite_loss"
+    assert "nan" in bench.data(job, "iterations")[-1]["losses"]
+
+
+def test_a_full_disk_is_a_typed_failure_and_nothing_is_torn(bench: Any, tmp_path: Path) -> None:
+    job = submit(bench, "Spill")
+    bench.run(limits=Limits(cores=1, file_bytes=1 << 20))
+
+    assert bench.job(job).failure["type"] == "disk_full"
+    assert bench.log(job, "checkpoint") == []
+    assert list((tmp_path / "jobs" / str(job)).glob("*/*")) == []
+
+
+def test_a_killed_trainer_goes_on_from_its_checkpoint_with_the_same_losses(bench: Any, tmp_path: Path) -> None:
+    whole = submit(bench, "KilledOnce?" + str(Path(__file__)), training={"epochs": 3})
+    bench.run()
+    killed = submit(bench, f"KilledOnce?{tmp_path / 'killed'}", training={"epochs": 3})
+    bench.run()
+    assert (bench.job(killed).state, bench.job(killed).failures) == ("queued", 1)
+    bench.run()
+
+    assert bench.job(killed).state == "succeeded"
+    assert bench.job(killed).attempt == 2
+    assert bench.data(killed, "rewound") == [{"to_step": 51}]
+    assert losses_of(bench, killed) == losses_of(bench, whole)
+
+
+def test_a_failure_is_typed_by_what_it_is() -> None:
+    torch_says = RuntimeError("[enforce fail at alloc_cpu.cpp:115] DefaultCPUAllocator: can't allocate memory: you tried …")
+
+    assert failure_of(OSError(errno.ENOSPC, "No space left on device")).type == "disk_full"
+    assert failure_of(torch_says).type == "out_of_memory"
+    assert failure_of(MemoryError()).type == "out_of_memory"
+    assert failure_of(DataError("images/3.png is no image")).type == "data"
+    assert failure_of(SpecError.at("/dataset/source", "it is gone")).type == "data"
+    assert failure_of(SpecError.at("/pretrained/source", "it is gone")).type == "transfer"
+    assert failure_of(ValueError("x")).type == "crashed"
+
+
+@pytest.mark.parametrize("cause", [DataError("images/3.png is no image")])
+def test_a_typed_cause_is_not_hidden_by_what_wraps_it(cause: Exception) -> None:
+    wrapped = RuntimeError("DataLoader worker failed")
+    wrapped.__cause__ = cause
+
+    assert failure_of(wrapped).type == "data"
