@@ -28,7 +28,8 @@ Encoder = Callable[[StoredEvent], bytes]
 """Hashable, so that viewers who want the same bytes share them."""
 
 REMEMBERED = 1000
-"""Events that a tail keeps."""
+REMEMBERED_BYTES = 4 << 20
+"""Events that a tail keeps, at most, and their data."""
 PAGE = 250
 """Events in one read of the database."""
 READERS = 8
@@ -66,6 +67,7 @@ class Tail:
         self.changed = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
         self._frames: deque[Frame] = deque()
+        self._size = 0
 
     def begin(self, last: int, *, ended: bool) -> None:
         """Remember from here on."""
@@ -76,9 +78,12 @@ class Tail:
     def add(self, found: Sequence[StoredEvent]) -> None:
         """The next events of the log."""
         for event in found:
-            if len(self._frames) == REMEMBERED:
-                self.start = self._frames.popleft().event.seq
             self._frames.append(Frame(event))
+            self._size += len(event.data)
+            while len(self._frames) > REMEMBERED or (self._size > REMEMBERED_BYTES and len(self._frames) > 1):
+                oldest = self._frames.popleft().event
+                self._size -= len(oldest.data)
+                self.start = oldest.seq
             self.last = event.seq
             self.ended = event.kind == EndData.kind
         if found:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import orjson
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import FileResponse
+from starlette.types import Message, Receive, Scope, Send
 
 from api import problems, schemas
 from api.dependencies import JobId, Service, Svc
@@ -73,7 +74,28 @@ def get_checkpoint_file(job_id: JobId, which: Which, name: FileName, service: Sv
     if etag in re.findall(r'"[^"]*"', request.headers.get("if-none-match", "")):
         return Response(status_code=304, headers={"ETag": etag})
     filename = f"job-{job_id}-step-{chosen['step']}-{name}"
-    return FileResponse(path, media_type=media_type, filename=filename, headers={"ETag": etag}, stat_result=path.stat())
+    return _Download(path, media_type=media_type, filename=filename, headers={"ETag": etag}, stat_result=path.stat())
+
+
+class _Download(FileResponse):
+    """A file whose refusals (a `Range` that it does not have) are problems too."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused = 0
+
+        async def pass_on(message: Message) -> None:
+            nonlocal refused
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                refused = message["status"]
+            if not refused:
+                await send(message)
+
+        await super().__call__(scope, receive, pass_on)
+        if refused:
+            size = "" if self.stat_result is None else str(self.stat_result.st_size)
+            detail = f"this file has {size} bytes; send a Range such as bytes=0-99, or none"
+            problem = ProblemError(416, "range-not-satisfiable", detail, headers={"Content-Range": f"bytes */{size}"})
+            await problem.response()(scope, receive, send)
 
 
 def _kept(service: Service, job_id: int) -> tuple[str, list[dict[str, Any]]]:

@@ -82,15 +82,10 @@ async def get_events(
     wanted = _kinds(kinds)
     form = negotiate(request, [JSON, NDJSON, SSE])
     after = max(after, last_event_id or 0)
-    if form == JSON:
-        if follow:
-            fault = Fault("query/follow", f"a page cannot follow; send `Accept: {NDJSON}` or `Accept: {SSE}`")
-            raise ProblemError.of_faults("invalid-parameter", [fault])
-        return await run_in_threadpool(_page, service, job_id, after, limit or PAGE, wanted)
     follow = form == SSE if follow is None else follow
-    if follow and limit is not None:
-        fault = Fault("query/limit", "a followed stream ends with the job; leave limit out, or send follow=false")
-        raise ProblemError.of_faults("invalid-parameter", [fault])
+    _check_form(form, limit, follow=follow)
+    if form == JSON:
+        return await run_in_threadpool(_page, service, job_id, after, limit or PAGE, wanted)
     last, ended = await run_in_threadpool(_last_seq, service, job_id)
     if form == SSE and ended and after >= last:
         return Response(status_code=204)
@@ -123,6 +118,16 @@ def get_logs(
     encoder = forms.LogText(job.steps_total // job.epochs if job.steps_total else None)
     read = service.broadcaster.follow if follow else service.broadcaster.replay
     return LogStream(with_heartbeats(read(job_id, 0, encoder), b""), "text/plain; charset=utf-8")
+
+
+def _check_form(form: str, limit: int | None, *, follow: bool) -> None:
+    if follow and form == JSON:
+        fault = Fault("query/follow", f"a page cannot follow; send `Accept: {NDJSON}` or `Accept: {SSE}`")
+    elif follow and limit is not None:
+        fault = Fault("query/limit", "a followed stream ends with the job; leave limit out, or send follow=false")
+    else:
+        return
+    raise ProblemError.of_faults("invalid-parameter", [fault])
 
 
 def _kinds(kinds: list[str] | None) -> list[str] | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
@@ -15,7 +15,7 @@ from core.events import KINDS, Event, Failure, Figure, GroupsData, JobState, Tra
 from core.spec import JobSpec
 
 Time = Annotated[str, Field(description="ISO 8601, UTC.", examples=["2026-01-31T12:00:00.123Z"])]
-STATES: tuple[JobState, ...] = ("queued", "running", "succeeded", "failed", "cancelled")
+STATES: tuple[JobState, ...] = get_args(JobState)
 
 
 class Progress(BaseModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,25 @@ def bench(settings: Settings, url: str) -> Iterator[Bench]:
     database = Database(settings.database)
     yield Bench(database, settings.data_dir)
     database.dispose()
+
+
+@pytest.fixture(scope="session")
+def make_bench() -> type[Bench]:
+    """For tests on a database of their own."""
+    return Bench
+
+
+@pytest.fixture(scope="session")
+def start_server() -> Any:
+    """For tests on a server of their own: `with start_server(settings) as (app, url)`."""
+
+    @contextmanager
+    def start(settings: Settings) -> Iterator[tuple[Any, str]]:
+        server = ThreadedServer(settings)
+        with server as url:
+            yield server.app, url
+
+    return start
 
 
 @pytest.fixture

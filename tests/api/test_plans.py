@@ -11,8 +11,6 @@ import httpx
 import pytest
 
 from api import examples, schemas
-from api.app import create_app
-from store.settings import Settings
 
 pytestmark = pytest.mark.slow  # the sandbox imports torch once
 
@@ -192,14 +190,3 @@ def test_a_plan_that_breaks_its_child_is_a_problem_not_a_500(app, client, monkey
     answer = client.post("/plans", json=SMALL)
     assert (answer.status_code, answer.json()["type"]) == (status, f"urn:graft:problem:{slug}")
     assert "secret" not in answer.text
-
-
-def test_postgresql_that_is_not_at_head_is_refused_at_the_start(tmp_path, monkeypatch):
-    from store.database import Database
-
-    monkeypatch.setattr(Database, "at_head", lambda _: False)
-    settings = Settings(data_dir=tmp_path, database_url="postgresql://nobody@127.0.0.1:9/none")
-    from fastapi.testclient import TestClient
-
-    with pytest.raises(RuntimeError, match="not at head"), TestClient(create_app(settings)):
-        pass

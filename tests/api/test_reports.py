@@ -68,6 +68,10 @@ def test_a_download_takes_ranges_and_conditions(bench, client):
     path = f"/jobs/{job_id}/checkpoints/last/weights.safetensors"
     etag = client.head(path).headers["etag"]
     assert client.get(path, headers={"Range": "bytes=4-"}).content == b"456789"
+    for wrong in ("bytes=10-", "bytes=x"):
+        refused = client.get(path, headers={"Range": wrong})
+        assert (refused.status_code, refused.headers["content-range"]) == (416, "bytes */10")
+        assert refused.headers["content-type"] == "application/problem+json"
     unchanged = client.get(path, headers={"If-None-Match": f'"other", {etag}'})
     assert (unchanged.status_code, unchanged.content, unchanged.headers["etag"]) == (304, b"", etag)
     assert client.get(path.replace("weights.safetensors", "model.json"), headers={"If-None-Match": etag}).status_code == 200

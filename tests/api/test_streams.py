@@ -153,6 +153,21 @@ def test_a_reader_who_takes_nothing_holds_up_itself_alone(app, bench, client):
     until(lambda: watched(app, job_id) == 0)
 
 
+def test_a_reader_who_takes_nothing_is_given_up(app, bench, client, monkeypatch, caplog):
+    monkeypatch.setattr("api.streams.SEND_SECONDS", 0.2)
+    job_id = bench.running()
+    with socket.socket() as stuck:
+        stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stuck.connect((client.base_url.host, client.base_url.port))
+        stuck.sendall(f"GET /jobs/{job_id}/logs?follow=true HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        until(lambda: watched(app, job_id) == 1)
+        for number in range(60):
+            bench.losses(job_id, first=number * 5000, losses=[0.5] * 5000)
+        until(lambda: watched(app, job_id) == 0)
+    assert "was given up" in caplog.text
+    bench.finish(job_id)
+
+
 def test_the_tail_runs_from_the_first_viewer_to_the_last(app, bench, client):
     job_id = bench.running()
     with ExitStack() as stack:
