@@ -10,7 +10,7 @@ from enum import IntEnum
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from client import reports, tables
@@ -72,8 +72,7 @@ def serve(
 
     def ready(told: Ready) -> None:
         if as_json:
-            line = {"url": told.url, "data_dir": str(told.data_dir), "inputs_dir": str(told.inputs_dir), "seconds": told.seconds}
-            typer.echo(json.dumps(line))
+            typer.echo(told.json())
             return
         out.print(
             f"[bold green]Ready[/] at [bold]{told.url}[/] in {told.seconds:.0f} s; the API: {told.url}/docs", soft_wrap=True
@@ -141,11 +140,11 @@ def show(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
         out.print(tables.job_view(job))
         for read, view in ((client.transfer, reports.transfer_view), (client.groups, reports.groups_view)):
             try:
-                out.print("", view(read(job_id)))
+                out.print(Group("", view(read(job_id))))
             except RefusedError as error:
                 if error.status != 404:
                     raise
-        out.print("", tables.checkpoints_view(client.checkpoints(job_id), client.url))
+        out.print(Group("", tables.checkpoints_view(client.checkpoints(job_id), client.url)))
 
 
 @app.command()

@@ -114,13 +114,11 @@ class Follower:
 
 
 def outcome(end: Json) -> Text:
-    """How a job ended, and if it failed, why and what to try."""
+    """How a job ended, and if it failed, why and what to try; what it printed has been shown."""
     text = Text(end["state"], style=f"bold {STATE_STYLES[end['state']]}")
     if failure := end.get("failure"):
         text.append(f" ({failure['type']}): {failure['message']}", style="default")
         text.append(f"\n{failure['hint']}", style="default")
-        for line in failure["lines"]:
-            text.append(f"\n  | {line}", style="dim")
     return text
 
 

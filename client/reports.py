@@ -15,6 +15,7 @@ from client.tables import plain_table, size
 
 _SHOWN_ROWS = 12
 _SHOWN_KINDS = 3
+_NUMBER = re.compile(r"\d+")
 
 
 def transfer_view(transfer: Json) -> RenderableType:
@@ -72,20 +73,20 @@ def _left_out(transfer: Json) -> list[RenderableType]:
 
 
 def collapse(entries: Iterable[tuple[str, str | None]]) -> list[tuple[str, str, int]]:
-    """`(key, reason)` pairs as `(pattern, reason, how many)`: keys that differ only in numbers are one, `*` for the numbers.
+    """`(key, reason)` pairs as `(pattern, reason, how many)`: those that differ only in numbers are one, `*` for the numbers.
 
     A number in which a whole kind agrees stays. The order is that of the first key of each kind.
     """
-    kinds: dict[tuple[str, str], list[str]] = {}
+    kinds: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for key, reason in entries:
-        kinds.setdefault((re.sub(r"\d+", "*", key), re.sub(r"\[[\d, ]*\]", "[…]", reason or "")), []).append(key)
-    return [(_pattern(keys), reason, len(keys)) for (_, reason), keys in kinds.items()]
+        kinds.setdefault((_NUMBER.sub("*", key), _NUMBER.sub("*", reason or "")), []).append((key, reason or ""))
+    return [(_pattern([key for key, _ in kind]), _pattern([reason for _, reason in kind]), len(kind)) for kind in kinds.values()]
 
 
-def _pattern(keys: Sequence[str]) -> str:
-    numbers = zip(*(re.findall(r"\d+", key) for key in keys), strict=True)
+def _pattern(texts: Sequence[str]) -> str:
+    numbers = zip(*(_NUMBER.findall(text) for text in texts), strict=True)
     kept = iter([column[0] if len(set(column)) == 1 else "*" for column in numbers])
-    return re.sub(r"\d+", lambda _: next(kept), keys[0])
+    return _NUMBER.sub(lambda _: next(kept), texts[0])
 
 
 def groups_view(groups: Json) -> RenderableType:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -39,9 +39,20 @@ class Ready:
     """What a started service tells."""
 
     url: str
+    pid: int
     data_dir: Path
     inputs_dir: Path
     seconds: float
+
+    def json(self) -> str:
+        """As one line, which `of_json` reads."""
+        return json.dumps({**asdict(self), "data_dir": str(self.data_dir), "inputs_dir": str(self.inputs_dir)})
+
+    @classmethod
+    def of_json(cls, line: bytes) -> Ready:
+        """The inverse of `json`."""
+        told = json.loads(line)
+        return cls(**{**told, "data_dir": Path(told["data_dir"]), "inputs_dir": Path(told["inputs_dir"])})
 
 
 def serve(host: str, port: int, *, ready: Callable[[Ready], None], note: Callable[[str], None]) -> None:
@@ -57,8 +68,8 @@ def serve(host: str, port: int, *, ready: Callable[[Ready], None], note: Callabl
         _migrate(environment)
         if stopping:
             return
-        api = Child("api", ["-m", "api", "--host", host, "--port", str(port)], environment)
-        worker = Child("worker", ["-m", "worker", "--with-parent"], environment)
+        api = Child("api", ["--with-parent", "--host", host, "--port", str(port)], environment)
+        worker = Child("worker", ["--with-parent"], environment)
         url = f"http://{_reachable(host)}:{port}"
         inputs = Path(environment.get("GRAFT_INPUTS_DIR") or data_dir / "inputs")
         try:
@@ -70,7 +81,7 @@ def serve(host: str, port: int, *, ready: Callable[[Ready], None], note: Callabl
                     worker.keep(note)
                     if not told and client.ready():
                         told = True
-                        ready(Ready(url, data_dir, inputs, time.monotonic() - begun))
+                        ready(Ready(url, os.getpid(), data_dir, inputs, time.monotonic() - begun))
                     if not told and time.monotonic() - begun > READY_SECONDS:
                         raise ServeError(f"not ready after {READY_SECONDS:.0f} s; GET {url}/health/ready says what is missing")
                     time.sleep(0.1)
@@ -85,7 +96,7 @@ def running_service(environment: Mapping[str, str], log: IO[bytes], *, port: int
     `environment` holds its settings: those of this process are not its. What it prints goes to `log`. Raises ServeError.
     """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("GRAFT_")}
-    command = [sys.executable, "-m", "client", "serve", "--port", str(port), "--json"]
+    command = [sys.executable, "-P", "-m", "client", "serve", "--port", str(port), "--json"]
     process = subprocess.Popen(
         command,
         env={**inherited, **environment},
@@ -100,8 +111,7 @@ def running_service(environment: Mapping[str, str], log: IO[bytes], *, port: int
         line = process.stdout.readline()
         if not line:
             raise ServeError(f"the service did not start (exit status {process.wait()})")
-        told = json.loads(line)
-        yield Ready(told["url"], Path(told["data_dir"]), Path(told["inputs_dir"]), told["seconds"])
+        yield Ready.of_json(line)
     finally:
         process.terminate()
         try:
@@ -114,11 +124,11 @@ def running_service(environment: Mapping[str, str], log: IO[bytes], *, port: int
 
 
 class Child:
-    """A child process that can be started again."""
+    """`python -m NAME` as a child process that can be started again."""
 
     def __init__(self, name: str, arguments: list[str], environment: Mapping[str, str]) -> None:
         self.name = name
-        self._command = [sys.executable, *arguments]
+        self._command = [sys.executable, "-P", "-m", name, *arguments]
         self._environment = environment
         self._deaths = 0
         self._start()
@@ -130,9 +140,8 @@ class Child:
             self._command,
             env=dict(self._environment),
             stdin=subprocess.DEVNULL,
-            stdout=sys.stderr,
+            stdout=subprocess.DEVNULL,  # what they have to say comes on standard error
             start_new_session=True,  # a Ctrl-C in the terminal is for `serve` alone, which stops the others in order
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 (this process has one thread)
         )
 
     def alive(self) -> bool:
@@ -182,7 +191,7 @@ def _environment() -> dict[str, str]:
 
 
 def _migrate(environment: Mapping[str, str]) -> None:
-    done = subprocess.run([sys.executable, "-m", "store.upgrade"], env=dict(environment), stdout=sys.stderr, check=False)
+    done = subprocess.run([sys.executable, "-P", "-m", "store.upgrade"], env=dict(environment), stdout=sys.stderr, check=False)
     if done.returncode > 0:
         raise ServeError("the database could not be brought to the present schema; what is printed above says why")
 

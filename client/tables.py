@@ -46,8 +46,9 @@ def job_view(job: Json) -> RenderableType:
         if note:
             state.append(f" ({note})", style="default")
     facts.add_row(Text(f"job {job['id']}", style="bold"), state)
-    if job["failure"]:
-        facts.add_row("", Text(f"{job['failure']['type']}: {job['failure']['message']}\n{job['failure']['hint']}"))
+    if failure := job["failure"]:
+        lines = "".join(f"\n| {line}" for line in failure["lines"])
+        facts.add_row("", Text(f"{failure['type']}: {failure['message']}\n{failure['hint']}").append(lines, style="dim"))
     if job["name"]:
         facts.add_row("name", escape(job["name"]))
     if job["labels"]:
@@ -57,7 +58,9 @@ def job_view(job: Json) -> RenderableType:
     eta = f", {job['eta_seconds']:.0f} s to go" if job["eta_seconds"] is not None else ""
     facts.add_row("steps", progress_text(job) + eta)
     latest = job["latest"]
-    figures = {"loss": latest.get("loss"), "mean loss": latest.get("mean_loss"), **(latest.get("validation") or {})}
+    figures = {"loss": latest.get("loss"), "mean loss": latest.get("mean_loss")}
+    for name, value in (latest.get("validation") or {}).items():
+        figures[{"loss": "validation loss", "top1": "top-1"}.get(name, name)] = value
     shown = [f"{name} {figure(value)}" for name, value in figures.items() if value is not None]
     if shown:
         facts.add_row("latest", ", ".join(shown))
@@ -72,12 +75,13 @@ def checkpoints_view(checkpoints: Sequence[Json], url: str) -> RenderableType:
     table = plain_table()
     for name in ("checkpoint", "epoch", "figures", "size"):
         table.add_column(name)
-    table.add_column("weights", overflow="fold")
     for row in checkpoints:
         figures = ", ".join(f"{name} {figure(value)}" for name, value in row["figures"].items())
         step = Text(f"step {row['step']}").append(" best" if row["best"] else "", style="bold green")
-        table.add_row(step, str(row["epoch"] + 1), figures, size(row["bytes"]), escape(f"{url}{row['weights']}"))
-    return table
+        table.add_row(step, str(row["epoch"] + 1), figures, size(row["bytes"]))
+    chosen = next((row for row in checkpoints if row["best"]), checkpoints[-1])
+    where = Text.assemble(("Weights: ", "dim"), f"curl -O {url}{chosen['weights']}", overflow="ignore", no_wrap=True)
+    return Group(table, where)
 
 
 def refusal_view(problem: RefusedError) -> RenderableType:

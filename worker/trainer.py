@@ -37,8 +37,8 @@ def run(channel: Channel) -> None:
         link.end(kind="cancelled")
     except Exception as error:  # whatever it was, it has a type and goes up
         failure = failure_of(error)
-        if failure.type == "crashed":
-            for line in "".join(traceback.format_exception(error)).splitlines()[-20:]:
+        if failure.type == "crashed":  # the frames nearest the error; those above them are torch's and ours
+            for line in "".join(traceback.format_exception(error, limit=-3)).splitlines()[-20:]:
                 link.line("error", line)
         capture.finish()
         link.end(kind="failed", failure=failure.model_dump(mode="json"))
