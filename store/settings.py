@@ -29,7 +29,10 @@ class Settings(BaseSettings):
     download: bool = Field(default=False, description="Whether torchvision may download datasets and weights that are not there.")
 
     queues: Names = Field(default=["default"], description="Queues that a worker serves, separated by commas.")
-    worker_name: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
+    worker_name: str = Field(
+        default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}",
+        description="By default HOST-PID. A worker gives back at once what an earlier one of its name had taken.",
+    )
     gpus: str = Field(
         default="auto",
         description="`auto`, or the indices of the GPUs a worker may use, separated by commas; empty for none.",
