@@ -7,10 +7,11 @@ import socket
 import threading
 import time
 
+from sqlalchemy.exc import DBAPIError
+
 from sandbox import Sandbox, SandboxError
 from store import leases, workers
 from store.database import Database
-from store.errors import StoreError
 from store.leases import Capacity, Claim
 from store.settings import Settings
 from worker.devices import Devices, Slot, find_devices
@@ -34,7 +35,11 @@ class Runner:
         """Claim and run, until nothing fits what is free, or the worker stops."""
         while not self.stop.is_set() and self._warm():
             claimed_at = time.monotonic()
-            taken = self.devices.take(self._claim)
+            try:
+                taken = self.devices.take(self._claim)
+            except DBAPIError as error:
+                log.warning("cannot look for work, the next poll will: %s", error.orig)
+                return
             if taken is None:
                 return
             self._run(*taken, claimed_at)
@@ -99,8 +104,8 @@ class Runner:
                 settings=self.settings,
                 stop=self.stop,
             ).run()
-        except StoreError:
-            log.exception("job %d: left to its lease", claim.lease.job_id)
+        except Exception:
+            log.exception("job %d: left until its lease runs out", claim.lease.job_id)
         finally:
             self.devices.give(slot)
             with self._lock:

@@ -16,6 +16,7 @@ from sqlalchemy.exc import OperationalError
 
 from sandbox import Sandbox
 from store import commands, leases
+from worker.devices import Slot
 
 
 def test_every_event_is_committed_once_and_in_order(bench: Any) -> None:
@@ -79,8 +80,8 @@ def test_a_crash_is_tried_again_and_ends_as_a_typed_failure_with_the_last_lines(
     assert bench.job(job).state == "failed"
     assert failure["type"] == "crashed"
     assert "SIGABRT" in failure["message"]
-    assert "line 29" in failure["lines"]
-    assert len(failure["lines"]) == 20
+    assert failure["lines"][:20] == [f"line {number}" for number in range(10, 30)]
+    assert failure["lines"][20] == "Fatal Python error: Aborted"
     assert [data["message"] for data in bench.data(job, "log") if data["message"] == "line 29"] == ["line 29"] * 2
 
 
@@ -278,4 +279,23 @@ def test_when_the_sandbox_dies_the_job_is_tried_again(bench: Any) -> None:
         assert (bench.job(job).state, bench.job(job).failures) == ("queued", 1)
         assert "sandbox died" in bench.log(job)[-1].data
         bench.run("trainers:steady")
+    assert bench.job(job).state == "succeeded"
+
+
+def test_a_sandbox_that_cannot_start_is_a_lost_try_and_not_the_jobs_fault(bench: Any) -> None:
+    with closing(Sandbox(preload=["os:abort"])) as broken:
+        bench.sandbox = broken
+        job = bench.submit(resources={"max_attempts": 1})
+        bench.run("trainers:steady")
+
+    assert bench.job(job).failure["type"] == "worker_lost"
+
+
+@pytest.mark.gpu
+def test_a_job_trains_on_a_gpu_of_its_slot(bench: Any) -> None:
+    job = bench.submit(dataset={"source": "sklearn:digits", "image_size": 8}, model={"name": "python:plugins:Tiny"})
+    supervisor = bench.supervisor(None)
+    supervisor._slot = Slot(("0",))
+    supervisor.run()
+
     assert bench.job(job).state == "succeeded"
