@@ -79,7 +79,7 @@ def build_loss(spec: LossSpec) -> nn.Module:
     try:
         loss: nn.Module = target(**keywords)
     except Exception as error:
-        raise SpecError.at("/loss", f"{spec.name} refuses these keywords: {error}") from error
+        raise SpecError.at(_only_keyword(spec), f"{spec.name} cannot be made: {error}. {_FIT}") from error
     return loss
 
 
@@ -104,7 +104,9 @@ def check_loss(loss: nn.Module, spec: LossSpec, classes: int, labels: Tensor) ->
         if value.ndim or not value.requires_grad:
             raise ValueError(f"it gives {list(value.shape)} numbers, not one to train by")
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].rstrip(".")
+        if spec.keywords and _fits(spec.name, outputs, targets):
+            raise SpecError.at(_only_keyword(spec), f"{spec.name} refuses it: {reason}") from error
         raise SpecError.at("/loss/name", f"{spec.name} does not fit class-index targets: {reason}. {_FIT}") from error
 
 
@@ -176,6 +178,19 @@ def catalog_request(payload: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG001 
         "losses": losses,
         "optimizers": optimizers,
     }
+
+
+def _fits(name: str, outputs: Tensor, targets: Tensor) -> bool:
+    """Whether that loss works without keywords."""
+    try:
+        getattr(nn, name)()(outputs, targets)
+    except Exception:
+        return False
+    return True
+
+
+def _only_keyword(spec: LossSpec) -> str:
+    return pointer_of("loss", *spec.keywords) if len(spec.keywords) == 1 else "/loss"
 
 
 def _refusal(spec: LossSpec, labels: Tensor) -> str | None:

@@ -172,6 +172,6 @@ def _where(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f"{type(error).__name__}: {error.msg} ({error.filename.rsplit('/', 1)[-1]}, line {error.lineno})"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-    theirs = [frame for frame in frames if "/torch/" not in frame.filename and not frame.filename.startswith("<frozen")]
+    theirs = [frame for frame in frames if not re.search(r"/torch/|/importlib/|^<frozen", frame.filename)]
     place = f" ({theirs[-1].filename.rsplit('/', 1)[-1]}, line {theirs[-1].lineno})" if theirs else ""
     return f"{type(error).__name__}: {error}{place}"

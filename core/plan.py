@@ -225,14 +225,17 @@ def _check_loss(spec: JobSpec, dataset: Dataset | None) -> None:
 
 
 def _shapes(resolved: JobSpec, spec: JobSpec, classes: int, places: Places) -> nn.Module:
-    """The model without data. Where it cannot be built for the image size that was filled in, that is to blame."""
+    """The model without data. Where it can be built, but not for the image size that was filled in, that is to blame."""
     try:
         return shapes_of(lambda: build_model(resolved.model, classes, places))
     except SpecError as error:
-        if "image_size" in spec.model.keywords:
+        if resolved.model == spec.model:
             raise
-        moved = {"/model/image_size": "/dataset/image_size"}
-        raise SpecError(*(Fault(moved.get(one.pointer, one.pointer), one.message) for one in error.faults)) from error
+        shapes_of(lambda: build_model(spec.model, classes, places))
+        size = resolved.dataset.image_size
+        raise SpecError.at(
+            "/dataset/image_size", f"for images of {size} px {error.faults[0].message}; set another size, 224 for example"
+        ) from error
 
 
 def _check_source(spec: JobSpec, places: Places) -> None:
@@ -281,11 +284,11 @@ def _warnings(spec: JobSpec, transfer: TransferData, groups: list[grouping.Group
     in_head = tuple(f"{module}." for module in transfer.head)
     misfits = [one.key for one in transfer.targets if one.status == "reinit" and not one.key.startswith(in_head or "\0")]
     if misfits:
-        yield f"{len(misfits)} entries outside the head do not fit and start anew: {weights.listed(misfits)}"
+        yield f"outside the head {len(misfits)} of the model's entries do not fit and start anew: {weights.listed(misfits)}"
     loaded = {one.key for one in transfer.targets if one.status == "loaded"}
     frozen = [name for group in groups if group.frozen for name, _ in group.parameters]
     if stuck := [name for name in frozen if name not in loaded]:
-        yield f"{len(stuck)} parameters are frozen at random values, as nothing is loaded into them: {weights.listed(stuck)}"
+        yield f"frozen at random values, as nothing is loaded into them: {weights.listed(stuck)}"
     for group, name in zip(spec.optimizer.groups, spec.optimizer.group_names, strict=True):
         if group.freeze and group.keywords:
             yield f"group '{name}' is frozen: its {', '.join(group.keywords)} has no effect"

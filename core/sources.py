@@ -238,11 +238,12 @@ def _load_pickle(path: Path, shown: str) -> Mapping[str, Tensor]:
 
 
 def _why_refused(message: str) -> str:
-    named = re.findall(r"(?:GLOBAL|global) `?([\w.]+)", message)
+    named = re.search(r"GLOBAL ([\w.]+)", message)
     if not named:
-        return f"cannot be read: {message.splitlines()[0]}"
+        said = re.search(r"WeightsUnpickler error: (.*)", message)
+        return "is no file of tensors that torch.save wrote" + (f" ({said[1].strip()})" if said and said[1].strip() else "")
     return (
-        f"holds {', '.join(sorted(set(named)))}, and to load that would run code from the file; "
+        f"holds more than tensors ({named[1]}), and to load that would run code from the file; "
         "save the state_dict() alone, best as safetensors"
     )
 

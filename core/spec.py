@@ -113,7 +113,9 @@ class PretrainedSpec(Part):
     """Where weights come from, and how their names map on to the model's."""
 
     source: Name = Field(
-        description="`torchvision:NAME/WEIGHTS`, `file:PATH` (below the inputs directory; .safetensors, .pt, .pth) or `job:ID`.",
+        description=(
+            "`torchvision:NAME/WEIGHTS`, `file:PATH` (below the inputs directory; .safetensors, .pt, .pth) or `job:ID`."
+        ),
         examples=["torchvision:resnet50/IMAGENET1K_V2", "file:lite0.pth", "job:12"],
     )
     rename: list[tuple[Text, Text]] = Field(
@@ -145,7 +147,10 @@ class GroupSpec(BaseModel):
 
     name: Name | None = Field(default=None, description="How the API calls this group; `group-N` by default.")
     params: Name | Annotated[list[Name], Field(min_length=1, max_length=10_000)] = Field(
-        description="Globs over parameter names (`*` crosses dots), or `re:…` (full match). The first group that matches a parameter has it.",
+        description=(
+            "Globs over parameter names (`*` crosses dots), or `re:…` (full match). "
+            "The first group that matches a parameter has it."
+        ),
         examples=["fc.*", ["conv1.*", "bn1.*"], "re:layer[34]\\..*"],
     )
     freeze: bool = Field(default=False, description="Do not train these; norms among them stay in eval mode.")
@@ -234,8 +239,12 @@ class JobSpec(Part):
 
 
 def faults_of(error: ValidationError, model: type[BaseModel] = JobSpec) -> list[Fault]:
-    """Pydantic's errors as faults: a JSON pointer each, and for an unknown key the one that was likely meant."""
+    """Pydantic's errors as faults: a JSON pointer each, and for an unknown key the one that was likely meant.
+
+    Where a value may have one of two types both complain: what is said by the one that it has is kept.
+    """
     faults: dict[str, Fault] = {}
+    mistyped: dict[str, Fault] = {}
     for item in error.errors(include_input=False, include_url=False, include_context=False):
         pointer, fields = _locate(model, item["loc"])
         message = item["msg"].removeprefix("Value error, ")
@@ -243,7 +252,11 @@ def faults_of(error: ValidationError, model: type[BaseModel] = JobSpec) -> list[
             message = f"unknown key.{did_you_mean(str(item['loc'][-1]), fields)}"
         elif item["type"] == "missing":
             message = "this key is required"
-        faults.setdefault(pointer, Fault(pointer, message))
+        into = mistyped if item["type"].endswith("_type") else faults
+        into.setdefault(pointer, Fault(pointer, message))
+    for pointer, fault in mistyped.items():
+        if not any(other.startswith(f"{pointer}/") for other in (*faults, *mistyped)):
+            faults.setdefault(pointer, fault)
     return list(faults.values())
 
 

@@ -14,7 +14,7 @@ from core.outputs import logits_of
 from core.shapes import run_shapes
 from core.spec import JobSpec, OptimizerSpec
 
-_SIZES = (16, 32, 48, 64, 75, 80, 96, 112, 128, 160, 192, 224, 256, 299, 320, 384, 448, 512, 518)
+_SIZES = (8, 16, 24, 28, 32, 48, 64, 75, 80, 96, 112, 128, 160, 192, 224, 256, 299, 320, 384, 448, 512, 518)
 
 
 class Memory(BaseModel):
@@ -73,9 +73,9 @@ def _blame(model: nn.Module, spec: JobSpec, size: int, batch: int, error: Except
     """Raise SpecError where a larger batch or another image size would do; return where neither helps."""
     if batch == 1 and _works(model, size, 2):
         raise SpecError.at("/loader/batch_size", f"'{spec.model.name}' cannot train on one image at a time: {_reason(error)}")
-    fitting = [other for other in _SIZES if other != size and _works(model, other, batch)]
-    if fitting:
-        wanted = f"{fitting[0]}" if len(fitting) == 1 else f"{fitting[0]} or more"
+    fitting = next((other for other in _SIZES if other != size and _works(model, other, batch)), None)
+    if fitting is not None:
+        wanted = f"{fitting} or more" if _works(model, max(_SIZES), batch) else f"{fitting}"
         raise SpecError.at(
             "/dataset/image_size",
             f"'{spec.model.name}' cannot train on images of {size} px ({_reason(error)}); set it to {wanted}",

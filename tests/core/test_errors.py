@@ -1,0 +1,34 @@
+"""Errors name the place and the way out."""
+
+from __future__ import annotations
+
+import pytest
+
+from core.errors import DataError, Fault, SpecError, did_you_mean, pointer_of
+
+
+def test_a_close_name_is_suggested_whatever_its_case() -> None:
+    assert did_you_mean("resnet5", ["vgg11", "resnet50"]) == " Did you mean 'resnet50'?"
+    assert did_you_mean("crossentropyloss", ["CrossEntropyLoss"]) == " Did you mean 'CrossEntropyLoss'?"
+
+
+def test_where_none_is_close_the_known_ones_are_told() -> None:
+    assert did_you_mean("zzz", ["one", "two"]) == " Known: one, two."
+    assert did_you_mean("zzz", [f"name{i}" for i in range(20)], shown=2) == " Known: name0, name1 and 18 more."
+    assert did_you_mean("zzz", []) == ""
+
+
+@pytest.mark.parametrize(("parts", "pointer"), [((), ""), (("a", 0, "b"), "/a/0/b"), (("a/b", "c~d"), "/a~1b/c~0d")])
+def test_pointers_are_rfc_6901(parts: tuple[str | int, ...], pointer: str) -> None:
+    assert pointer_of(*parts) == pointer
+
+
+def test_a_spec_error_carries_all_its_faults() -> None:
+    error = SpecError(Fault("/a", "one"), Fault("/b", "two"))
+    assert str(error) == "/a: one; /b: two"
+    assert [fault.pointer for fault in error.faults] == ["/a", "/b"]
+
+
+def test_a_training_error_has_a_kind_and_the_next_thing_to_try() -> None:
+    assert (DataError("x").kind, DataError("x", "do this").hint) == ("data", "do this")
+    assert DataError("x").hint

@@ -1,0 +1,111 @@
+"""The spec: defaults, strictness, and faults that point at the place and name what was meant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from core.spec import GroupSpec, JobSpec, OptimizerSpec, faults_of
+
+SMALLEST = {"dataset": {"source": "sklearn:digits"}, "model": {"name": "torchvision:resnet18"}}
+
+
+def faults(**parts: Any) -> dict[str, str]:
+    with pytest.raises(ValidationError) as refused:
+        JobSpec.model_validate({**SMALLEST, **parts})
+    return {fault.pointer: fault.message for fault in faults_of(refused.value)}
+
+
+def test_dataset_and_model_are_enough() -> None:
+    spec = JobSpec.model_validate(SMALLEST)
+    assert (spec.loader.batch_size, spec.optimizer.name, spec.loss.name, spec.training.epochs) == (
+        32,
+        "Adam",
+        "CrossEntropyLoss",
+        1,
+    )
+    assert spec.pretrained is None
+
+
+def test_a_named_thing_keeps_its_keywords_apart_from_ours() -> None:
+    spec = JobSpec.model_validate({**SMALLEST, "optimizer": {"name": "SGD", "lr": 0.1, "groups": [{"params": "*", "lr": 1}]}})
+    assert spec.optimizer.keywords == {"lr": 0.1}
+    assert spec.optimizer.groups[0].keywords == {"lr": 1}
+
+
+def test_a_spec_survives_json() -> None:
+    spec = JobSpec.model_validate(
+        {**SMALLEST, "loss": {"weight": [1, 2.5]}, "pretrained": {"source": "file:x", "rename": [["a", "b"]]}}
+    )
+    assert JobSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+def test_groups_have_names_of_their_own() -> None:
+    assert OptimizerSpec(groups=[{"params": "a"}, {"params": "b", "name": "head"}, {"params": "c"}]).group_names == [
+        "group-0", "head", "group-2",
+    ]  # fmt: skip
+    assert GroupSpec(params="a").patterns == ["a"]
+    assert (
+        "'head'" in faults(optimizer={"groups": [{"params": "a", "name": "head"}, {"params": "b", "name": "head"}]})["/optimizer"]
+    )
+    assert "'default'" in faults(optimizer={"groups": [{"params": "a", "name": "default"}]})["/optimizer"]
+    assert "'group-1'" in faults(optimizer={"groups": [{"params": "a", "name": "group-1"}, {"params": "b"}]})["/optimizer"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "pointer", "message"),
+    [
+        ({"modle": {}}, "/modle", "unknown key. Did you mean 'model'?"),
+        ({"loader": {"batchsize": 3}}, "/loader/batchsize", "unknown key. Did you mean 'batch_size'?"),
+        ({"loader": {"batch_size": "many"}}, "/loader/batch_size", "valid integer"),
+        ({"dataset": {}}, "/dataset/source", "this key is required"),
+        ({"pretrained": {"source": "x", "head": "kept"}}, "/pretrained/head", "'auto', 'keep' or 'reset'"),
+        ({"pretrained": {"source": "x", "rename": [["a"]]}}, "/pretrained/rename/0/1", "required"),
+        ({"pretrained": {"source": "x", "min_loaded": 2}}, "/pretrained/min_loaded", "less than or equal to 1"),
+        ({"optimizer": {"groups": [{}]}}, "/optimizer/groups/0/params", "required"),
+        ({"optimizer": {"groups": [{"params": ["fc.*", 3]}]}}, "/optimizer/groups/0/params/1", "valid string"),
+        ({"optimizer": {"groups": [{"params": 3}]}}, "/optimizer/groups/0/params", "valid string"),
+        ({"optimizer": {"groups": [{"params": []}]}}, "/optimizer/groups/0/params", "at least 1"),
+        (
+            {"optimizer": {"groups": [{"params": "*", "frooze": [[1]]}]}},
+            "/optimizer/groups/0/frooze",
+            "a list or object of these",
+        ),
+        ({"optimizer": {"lr": float("nan")}}, "/optimizer/lr", "NaN and infinity"),
+        ({"optimizer": {"lr": 2**63}}, "/optimizer/lr", "64 bits"),
+        ({"name": "a\0b"}, "/name", "U+0000"),
+        ({"labels": {"team": "\ud800"}}, "/labels/team", "unicode"),
+        ({"model": {"name": "x", "note": "\0"}}, "/model/note", "U+0000"),
+        ({"resources": {"queue": "Big Queue"}}, "/resources/queue", "match pattern"),
+    ],
+)
+def test_what_is_wrong_is_said_at_its_place(parts: dict[str, Any], pointer: str, message: str) -> None:
+    found = faults(**parts)
+    assert message in found[pointer]
+    assert len(found) == 1, "one fault is told once"
+
+
+def test_keys_with_slashes_and_tildes_are_escaped_in_pointers() -> None:
+    assert faults(labels={"a/b~c": 3}).keys() == {"/labels/a~1b~0c"}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+KEYS = st.sampled_from(["dataset", "model", "loader", "loss", "optimizer", "pretrained", "labels", "name", "zzz"])
+
+
+@given(st.dictionaries(KEYS, JSON, max_size=5))
+def test_whatever_json_comes_it_is_a_spec_or_has_faults_with_pointers(raw: dict[str, Any]) -> None:
+    try:
+        JobSpec.model_validate({**SMALLEST, **raw})
+    except ValidationError as error:
+        found = faults_of(error)
+        assert found
+        assert all(fault.pointer.startswith("/") and fault.message for fault in found)
