@@ -126,7 +126,9 @@ class PretrainedSpec(Part):
     drop: list[Name] = Field(default=[], max_length=1000, description="Globs over the renamed keys: these are not loaded.")
     head: Literal["auto", "keep", "reset"] = Field(
         default="auto",
-        description="`auto` loads it from a job with the same classes, else starts it anew; `keep` must fit; `reset` starts it anew.",
+        description=(
+            "`auto` loads it from a job with the same classes, else starts it anew; `keep` must fit; `reset` starts it anew."
+        ),
     )
     min_loaded: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.5, description="Share of the model's elements outside its head that must come from the source."
