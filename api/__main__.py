@@ -87,7 +87,7 @@ def _die_with_parent() -> None:
     parent = os.getppid()
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent or parent == 1:  # it was gone before the signal was asked for
+    if os.getppid() != parent:  # it was gone before the signal was asked for
         sys.exit("the parent process is gone")
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 from contextlib import suppress
-from pathlib import Path
 
 import httpx
 import pydantic
@@ -19,7 +17,6 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-import api
 from api import schemas
 
 ISSUE_2 = {
@@ -131,12 +128,3 @@ def test_the_service_does_what_the_page_says(url, bench, mode):
         with suppress(SkipTest):  # a call without parameters cannot be called wrongly
             run()
     assert checked > 30
-
-
-def test_the_api_imports_no_torch_and_no_worker():
-    banned = {"torch", "torchvision", "worker", "client", "migrations"}
-    for file in Path(api.__file__).parent.glob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in getattr(node, "names", [])]
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                assert not {name.partition(".")[0] for name in names} & banned, file
