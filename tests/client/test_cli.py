@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+from typer.testing import CliRunner
+
+from client.cli import app
+
+
+@pytest.fixture
+def graft(service, tmp_path):
+    """Run the command against the fake service: `graft("jobs", "--json")`."""
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("dataset: {source: sklearn:digits}\nmodel: {name: torchvision:resnet18}\n")
+
+    def graft(*arguments):
+        words = [str(spec) if word == "SPEC" else word for word in arguments]
+        return CliRunner().invoke(app, words, env={"GRAFT_URL": service.url, "COLUMNS": "100"})
+
+    return graft
+
+
+def answer_log(service, log):
+    lines = [json.dumps(event).encode() + b"\n" for event in log]
+    service.answers["/jobs/7/events"] = lambda query, _: (200, "application/x-ndjson", lines[int(query["after"]) :], True)
+
+
+def test_submit_sends_the_spec_and_says_where_the_job_stands_and_what_was_warned_of(service, graft, job):
+    service.answer("/jobs", job, 201)
+    result = graft("submit", "SPEC")
+    assert result.exit_code == 0
+    assert service.asked == [
+        ("POST", "/jobs", {}, {"dataset": {"source": "sklearn:digits"}, "model": {"name": "torchvision:resnet18"}})
+    ]
+    assert "Job 7 is queued, 2 before it." in result.stdout
+    assert "no worker serves the queue" in result.stdout
+
+
+@pytest.mark.parametrize(("state", "status"), [("succeeded", 0), ("failed", 1), ("cancelled", 5)])
+def test_a_followed_job_shows_its_epochs_and_its_end_is_the_exit_status(service, graft, job, log, state, status):
+    failure = {"type": "crashed", "message": "it broke", "hint": "mend it", "lines": []} if state == "failed" else None
+    log[-1]["data"] = {**log[-1]["data"], "state": state, "failure": failure}
+    service.answer("/jobs", job, 201)
+    answer_log(service, log)
+    service.answer("/jobs/7/checkpoints", {"data": []})
+    result = graft("submit", "--follow", "SPEC")
+    assert result.exit_code == status, result.output
+    assert "epoch 2  mean loss 0.7000  validation loss 0.5000  top-1 0.9000  1.5 s" in result.stdout
+    assert state in result.stdout
+    assert ("crashed): it broke\nmend it" in result.stdout) == (state == "failed")
+
+
+def test_a_followed_job_with_json_is_the_log_as_ndjson_and_nothing_else(service, graft, job, log):
+    service.answer("/jobs", job, 201)
+    answer_log(service, log)
+    result = graft("submit", "-f", "SPEC", "--json")
+    assert result.exit_code == 0
+    assert [json.loads(line) for line in result.stdout.splitlines()] == log
+
+
+def test_a_refused_spec_is_a_list_of_places_on_standard_error_and_status_2(service, graft):
+    faults = [{"pointer": "/optimizer/lr", "message": "too [high]"}, {"pointer": "", "message": "no model"}]
+    problem = {"title": "Unprocessable Content", "status": 422, "detail": "…", "errors": faults}
+    service.answer("/plans", problem, 422)
+    result = graft("plan", "SPEC")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert [" ".join(line.split()) for line in result.stderr.splitlines()] == [
+        "Refused: 2 places to mend",
+        "/optimizer/lr too [high]",
+        "(the whole) no model",
+    ]
+    result = graft("plan", "SPEC", "--json")
+    assert (result.exit_code, json.loads(result.stdout)) == (2, problem)
+
+
+@pytest.mark.parametrize(("answered", "status"), [(400, 2), (404, 3), (409, 3), (500, 4), (503, 4)])
+def test_the_exit_status_tells_whose_fault_a_refusal_is(service, graft, answered, status):
+    service.answer("/jobs/7/cancel", {"title": "T", "status": answered, "detail": "because"}, answered)
+    result = graft("cancel", "7")
+    assert result.exit_code == status
+    assert "because" in result.stderr
+
+
+def test_no_service_is_status_4_and_says_how_to_start_one(graft):
+    result = graft("jobs", "--url", "http://127.0.0.1:1")
+    assert result.exit_code == 4
+    assert "graft serve" in result.stderr
+
+
+def test_wrong_usage_is_status_2(graft):
+    assert graft("submit", "nowhere.yaml").exit_code == 2
+    assert graft("show", "seven").exit_code == 2
+    assert graft("show", "0").exit_code == 2
+
+
+def test_jobs_are_a_table_or_json(service, graft, job):
+    done = {**job, "id": 6, "name": "[red]x", "state": "succeeded", "best": {"step": 9, "epoch": 1, "figures": {"top1": 0.975}}}
+    service.answer("/jobs", {"data": [job, done], "has_more": False, "next": None})
+    rows = graft("jobs", "--label", "team:web").stdout.splitlines()
+    assert service.asked[0][2] == {"label": "team:web", "limit": "20"}
+    assert rows[1].split()[:6] == ["7", "digits", "queued", "0", "of", "10"]
+    assert {"[red]x", "succeeded", "0.9750"} <= set(rows[2].split())
+    assert [row["id"] for row in json.loads(graft("jobs", "--json").stdout)] == [7, 6]
+
+
+def test_logs_are_printed_as_they_are(service, graft, job):
+    service.answers["/jobs/7/logs"] = lambda *_: (200, "text/plain", [b"[bold]not markup[/]\n" + b"x" * 300 + b"\n"], True)
+    assert graft("logs", "7").stdout == "[bold]not markup[/]\n" + "x" * 300 + "\n"
+
+
+def test_ctrl_c_while_following_leaves_the_job_running_and_says_how_to_go_on(service, graft, job, log, monkeypatch):
+    service.answer("/jobs", job, 201)
+    interrupted = threading.Event()
+
+    def events(*_, **__):
+        yield log[0]
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("client.http.Client.events", events)
+    result = graft("submit", "-f", "SPEC")
+    assert interrupted.is_set()
+    assert result.exit_code == 130
+    assert "graft logs -f 7" in result.stderr
+    assert "graft cancel 7" in result.stderr
+    assert [path for _, path, _, _ in service.asked] == ["/jobs"]
+
+
+def test_the_help_lists_the_exit_statuses(graft):
+    text = graft("--help").stdout
+    assert "130: interrupted by Ctrl-C" in text

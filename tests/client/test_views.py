@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import pytest
+from rich.console import Console
+
+from client.follow import Follower, sparkline
+from client.reports import collapse, groups_view, transfer_view
+from client.tables import ago, size
+
+
+def shown(view) -> str:
+    console = Console(width=100, record=True, file=open("/dev/null", "w"), color_system=None)  # noqa: SIM115, PTH123
+    console.print(view)
+    console.file.close()
+    return "\n".join(" ".join(line.split()) for line in console.export_text().splitlines())
+
+
+def test_keys_that_differ_only_in_numbers_are_one_and_a_number_in_which_all_agree_stays():
+    entries = [(f"layer{i}.0.fc1.weight", "not in the source") for i in (1, 2, 3)]
+    entries += [("fc.weight", "shape [1000, 8] there, [10, 8] here"), ("layer1.0.fc2.weight", "not in the source")]
+    assert collapse(entries) == [
+        ("layer*.0.fc*.weight", "not in the source", 4),
+        ("fc.weight", "shape [1000, 8] there, [10, 8] here", 1),
+    ]
+
+
+def count(tensors, elements):
+    return {"tensors": tensors, "elements": elements}
+
+
+def test_a_transfer_says_what_was_loaded_and_what_was_not_and_why():
+    report = {
+        "source": "file:w.pth",
+        "loaded_share": 0.8431,
+        "source_totals": {"used": count(294, 900), "unexpected": count(2, 100)},
+        "modules": [
+            {"module": "features", "loaded": count(294, 900), "total": count(358, 1067)},
+            {"module": "classifier", "loaded": count(0, 0), "total": count(2, 50)},
+        ],
+        "targets": [
+            {"key": "features.0", "status": "loaded", "reason": None},
+            *({"key": f"features.{n}.fc1.weight", "status": "missing", "reason": "not in the source"} for n in range(32)),
+            {"key": "classifier.1.weight", "status": "reinit", "reason": "the head: other classes"},
+        ],
+        "sources": [{"key": "_fc.weight", "status": "unexpected", "reason": "the model has no entry of that name"}],
+    }
+    text = shown(transfer_view(report))
+    assert "294 of 296 tensors of file:w.pth were loaded: 84.3% of the model outside its head." in text
+    assert "294 of 358 900 of 1,067" in text
+    assert "features.*.fc1.weight 32 not in the source" in text
+    assert "classifier.1.weight 1 the head: other classes" in text
+    assert "_fc.weight 1 the model has no entry of that name" in text
+
+
+def test_a_module_that_is_all_but_whole_is_not_shown_as_whole():
+    module = {"module": "body", "loaded": count(99, 9999), "total": count(100, 10000)}
+    report = {"source": "x", "loaded_share": 0.9999, "source_totals": {}, "modules": [module], "targets": [], "sources": []}
+    assert "━" * 11 + "─" in shown(transfer_view(report))
+
+
+def test_groups_show_the_values_that_they_train_with_and_which_are_frozen():
+    rows = [
+        {"name": "head", "hyperparameters": {"lr": 1e-3, "betas": [0.9, 0.999]}, "frozen": False, "tensors": 2,
+         "elements": 5130, "parameters": ["fc.weight", "fc.bias"]},
+        {"name": "stem", "hyperparameters": {"lr": 1e-4, "betas": [0.9, 0.999]}, "frozen": True, "tensors": 1,
+         "elements": 9408, "parameters": ["conv1.weight"]},
+    ]  # fmt: skip
+    text = shown(groups_view({"optimizer": "Adam", "groups": rows, "executed_groups": 1, "fused": True}))
+    assert "head 2 5,130 0.001 0.9, 0.999 fc.weight, fc.bias" in text
+    assert "stem 1 9,408 frozen 0.9, 0.999 conv1.weight" in text
+
+
+def test_a_follower_keeps_each_step_once_over_a_rewind(job, log):
+    console = Console(width=100, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    with Follower(console, job) as follower:
+        for event in log[:-2]:
+            follower.feed(event)
+        follower.feed({"kind": "rewound", "step": 5, "data": {"to_step": 5}})
+        assert (len(follower.losses), [epoch["epoch"] for epoch in follower.epochs]) == (5, [0])
+        for event in log[8:]:
+            follower.feed(event)
+    console.file.close()
+    assert follower.losses == [2.0 / (step + 1) for step in range(10)]
+    assert [epoch["epoch"] for epoch in follower.epochs] == [0, 1]
+    assert follower.end["state"] == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("values", "drawn"),
+    [([0, 1, 2, 7], "▁▂▃█"), ([1, 1], "▁▁"), ([], ""), ([float("nan")], ""), ([0, float("inf"), 1], "▁!█")],
+)
+def test_a_sparkline_scales_what_is_finite(values, drawn):
+    assert sparkline([float(value) for value in values]) == drawn
+
+
+def test_sizes_and_times_are_for_people():
+    assert [size(value) for value in (10, 2048, 5 << 20, 3 << 30)] == ["10 bytes", "2 KiB", "5 MiB", "3.0 GiB"]
+    from datetime import UTC, datetime
+
+    now = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
+    moments = ["2026-01-31T11:59:58.5Z", "2026-01-31T11:50:00Z", "2026-01-31T02:00:00Z", "2026-01-01T00:00:00Z"]
+    assert [ago(moment, now) for moment in moments] == ["1 s ago", "10 min ago", "10 h ago", "30 d ago"]
