@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 
@@ -99,6 +100,22 @@ def test_sqlite_keeps_a_log_that_readers_do_not_block(sqlite_url):
         }
     database.dispose()
     assert pragmas == {"journal_mode": "wal", "synchronous": 1, "busy_timeout": 30_000}
+
+
+def test_a_new_file_that_another_process_is_writing_to_is_waited_for(tmp_path):
+    """SQLite refuses the switch to write-ahead logging at once, whatever the timeout, while another has begun to write."""
+    path = tmp_path / "graft.db"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("CREATE TABLE theirs (n INTEGER)")
+    other.execute("BEGIN IMMEDIATE")
+    done = threading.Timer(0.1, other.commit)
+    done.start()
+    database = Database(f"sqlite:///{path}")
+    with database.read() as session:
+        assert session.execute(text("PRAGMA journal_mode")).scalar() == "wal"
+    database.dispose()
+    done.join()
+    other.close()
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,12 @@ import threading
 
 import pytest
 from alembic import command
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from pytest_alembic import tests as alembic_tests
-from sqlalchemy import CheckConstraint, NullPool, create_engine, inspect, text
+from sqlalchemy import CheckConstraint, NullPool, Text, create_engine, inspect, text
 
-from store import engines, schema
+from store import engines, events, jobs, schema
 from store.database import Database
 
 
@@ -116,8 +118,6 @@ def test_several_that_start_at_once_upgrade_it_once(empty_url):
 
 
 def test_a_migration_that_fails_leaves_nothing_behind(empty, monkeypatch):
-    from alembic.operations import Operations
-
     def refuse(*_args, **_kwargs):
         raise RuntimeError("no room")
 
@@ -136,3 +136,31 @@ def test_jobs_survive_an_upgrade_that_finds_nothing_to_do(database, submit):
     database.upgrade()
     with database.engine.connect() as connection:
         assert connection.execute(text("SELECT id FROM jobs")).scalars().all() == [job.id]
+
+
+def test_a_table_built_anew_keeps_what_refers_to_it(database, submit, monkeypatch):
+    """SQLite alters a table by copying it and dropping the old one; with foreign keys on, that would delete every event."""
+    job = submit()
+
+    def add_a_column(connection):
+        operations = Operations(MigrationContext.configure(connection))
+        with operations.batch_alter_table("jobs", recreate="auto") as batch:
+            batch.alter_column("name", nullable=False, existing_type=Text(), server_default="")
+
+    with database.write() as session:
+        jobs.get(session, job.id).name = "clothes"
+        session.flush()
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "upgrade", add_a_column)
+        try:
+            database.upgrade()
+            with database.read() as session:
+                assert len(events.read(session, job.id, limit=10)) == 1
+        finally:
+            patch.setattr(schema, "upgrade", take_it_back)
+            database.upgrade()
+
+
+def take_it_back(connection):
+    with Operations(MigrationContext.configure(connection)).batch_alter_table("jobs") as batch:
+        batch.alter_column("name", nullable=True, existing_type=Text(), server_default=None)
