@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _NAMES = frozenset(
-    {"HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "SSL_CERT_DIR", "SSL_CERT_FILE", "TMPDIR", "TZ", "USER"}
+    "HOME LANG LANGUAGE LD_LIBRARY_PATH LOGNAME PATH SSL_CERT_DIR SSL_CERT_FILE TMPDIR TZ USER XDG_CACHE_HOME".split()  # noqa: SIM905
 )
 _PREFIXES = ("CUBLAS_", "CUDA_", "CUDNN_", "GOMP_", "KMP_", "LC_", "MKL_", "NCCL_", "NVIDIA_", "OMP_", "PYTORCH_", "TORCH_")
 _PROXIES = frozenset({"http_proxy", "https_proxy", "no_proxy"})

@@ -63,7 +63,7 @@ class Link:
         """Send what was printed, at once: the process may be about to die of it."""
         with self._lock:
             self._flush()
-            self._send(self._step, LogData.model_construct(level=level, message=message))
+            self._send(self._step, LogData.model_construct(level=level, message=sendable(message)))
 
     def end(self, **message: Any) -> None:
         """Send the last word."""
@@ -117,3 +117,8 @@ class Link:
         elif message["kind"] == "cancel":
             self._cancelled = True
         self._heard.set()
+
+
+def sendable(text: str) -> str:
+    """As JSON can carry it: file names in Python may hold lone surrogates."""
+    return text.encode(errors="backslashreplace").decode()

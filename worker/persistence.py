@@ -44,7 +44,7 @@ class Persistence:
             self._seq, _ = events.last_seq(session, self._lease.job_id)
             return read(session)
 
-        return self.write(work)
+        return self.read(work)
 
     def read(self, work: Callable[[Session], T]) -> T:
         """A reading transaction."""

@@ -11,6 +11,9 @@ from typing import BinaryIO, TextIO
 
 from worker.link import Level, Link
 
+_LONGEST = 4000
+"""Characters without a line end after which a line ends by itself."""
+
 
 class Printed(io.TextIOBase):
     """A text stream whose lines are sent. A carriage return ends a line too, so that progress bars are seen."""
@@ -40,9 +43,14 @@ class Printed(io.TextIOBase):
         """Send the lines that `text` ends."""
         with self._lock:
             *lines, self._rest = (self._rest + text).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+            if len(self._rest) > _LONGEST:
+                lines, self._rest = [*lines, self._rest], ""
             for line in lines:
                 self._say(line)
         return len(text)
+
+    def reconfigure(self, **_: object) -> None:
+        """Some code sets its encoding or buffering; both are ours."""
 
     def finish(self) -> None:
         """Send what was printed without a line end."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import selectors
 import threading
 import time
 from pathlib import Path
@@ -18,9 +17,8 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from core.errors import DiskFullError
-from core.events import CheckpointData, Failure, IterationsData, JobState
-from sandbox import ChannelError, Child, ExitStatus, Limits, Sandbox, SandboxError
-from sandbox.lines import Lines
+from core.events import CheckpointData, Failure, JobState
+from sandbox import Child, ExitStatus, Limits, Sandbox, SandboxError
 from store import commands, events, leases
 from store.database import Database
 from store.errors import LeaseLost
@@ -28,7 +26,8 @@ from store.leases import Claim
 from store.settings import Settings
 from worker.devices import Slot
 from worker.failures import crash
-from worker.journal import Journal, MalformedEventError
+from worker.intake import Intake
+from worker.journal import Journal
 from worker.persistence import Persistence, StoppedError
 from worker.pruning import prune
 
@@ -68,7 +67,6 @@ class Supervisor:
         self._folder = settings.data_dir / "jobs" / str(self._lease.job_id)
         self._word: dict[str, Any] | None = None
         self._cancelled = False
-        self._saw_loss = False
         self._claimed_at = claimed_at
         self._renew_at = claimed_at + settings.renew_seconds
         self._command_at = self._commit_at = 0.0
@@ -132,64 +130,15 @@ class Supervisor:
 
     def _watch(self, child: Child) -> ExitStatus:
         """Read and serve the child until it is dead; everything that it said is in the journal then, or committed."""
-        streams = {"info": Lines(child.output), "warning": Lines(child.errors)}
-        with selectors.DefaultSelector() as selector:
-            selector.register(child.channel, selectors.EVENT_READ, lambda: self._hear(child))
-            for level, stream in streams.items():
-                selector.register(stream.descriptor, selectors.EVENT_READ, lambda level=level, s=stream: self._read(s, level))
-            selector.register(child.status_fileno(), selectors.EVENT_READ, lambda: False)
-            while True:
-                for key, _ in selector.select(self._patience()):
-                    if key.fd == child.status_fileno():
-                        return self._bury(child, streams)
-                    if key.data():
-                        selector.unregister(key.fileobj)
+        folder = f"jobs/{self._lease.job_id}/{self._lease.attempt}"
+        with Intake(child, self._journal, folder) as intake:
+            while intake.pump(self._patience()):
+                if intake.urgent:
+                    intake.urgent, self._commit_at = False, 0.0
+                if intake.word is not None and self._kill_at is None:
+                    self._kill_at = time.monotonic() + _LEAVE
                 self._serve(child)
-
-    def _hear(self, child: Child) -> bool:
-        """Take what came over the channel; whether it has ended."""
-        try:
-            for message in child.channel.drain():
-                self._take(message)
-        except (ChannelError, MalformedEventError) as error:
-            self._distrust(child, error)
-        return child.channel.ended
-
-    def _read(self, stream: Lines, level: str) -> bool:
-        lines = stream.read()
-        self._journal.lines(lines or [], level)
-        return lines is None
-
-    def _take(self, message: Any) -> None:
-        kind = message.get("kind") if isinstance(message, dict) else None
-        if self._word is not None:
-            return
-        if kind in ("done", "failed", "cancelled"):
-            self._word = message
-            self._kill_at = time.monotonic() + _LEAVE
-            return
-        if kind == CheckpointData.kind and isinstance(step := message.get("step"), int):
-            path = f"jobs/{self._lease.job_id}/{self._lease.attempt}/{step}"
-            message = {**message, "data": {**message["data"], "path": path}}
-        self._journal.add(message)
-        if kind == IterationsData.kind and not self._saw_loss:
-            self._saw_loss, self._commit_at = True, 0.0  # the first losses go at once
-
-    def _distrust(self, child: Child, error: Exception) -> None:
-        hint = "Something in the training process writes into its descriptors; look at the plug-in that it runs."
-        failure = Failure(type="crashed", message=str(error)[:1000], hint=hint)
-        self._word = {"kind": "failed", "failure": failure.model_dump()}
-        child.kill()
-
-    def _bury(self, child: Child, streams: dict[str, Lines]) -> ExitStatus:
-        try:
-            for message in child.channel.rest():
-                self._take(message)
-        except (ChannelError, MalformedEventError) as error:
-            self._distrust(child, error)
-        for level, stream in streams.items():
-            while lines := stream.read():
-                self._journal.lines(lines, level)
+            self._word = intake.word
         return child.wait()
 
     # -- what is due

@@ -16,7 +16,7 @@ from core.loop import fit
 from core.places import Places
 from core.spec import JobSpec
 from sandbox.channel import Channel
-from worker.link import CancelledError, Link
+from worker.link import CancelledError, Link, sendable
 from worker.printed import Capture
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -77,7 +77,7 @@ def failure_of(error: BaseException) -> Failure:
 
 
 def _failure(kind: FailureKind | str, message: str, hint: str) -> Failure:
-    return Failure.model_validate({"type": kind, "message": message[:4000], "hint": hint})
+    return Failure.model_validate({"type": kind, "message": sendable(message[:4000]), "hint": hint})
 
 
 def _kind_at(pointer: str) -> FailureKind:

@@ -116,12 +116,13 @@ def test_prints_and_warnings_are_lines_each_place_warns_once(supervisor: Channel
         warnings.simplefilter("always")
         capture = Capture(link_of(FOREVER))
         try:
+            sys.stdout.reconfigure(line_buffering=True)
             sys.stdout.write("half a ")
             sys.stdout.write("line\nand a second\n")
             sys.stderr.write("problem\n")
             for number in range(3):
                 warnings.warn(f"number {number}", stacklevel=1)
-            sys.stdout.write("unended")
+            sys.stdout.write("unended \udcff")
         finally:
             capture.finish()
 
@@ -131,7 +132,7 @@ def test_prints_and_warnings_are_lines_each_place_warns_once(supervisor: Channel
         ("info", "and a second"),
         ("warning", "problem"),
         ("warning", "UserWarning: number 0"),
-        ("info", "unended"),
+        ("info", "unended \\udcff"),
     ]
     with pytest.raises(TimeoutError):
         supervisor.receive(0)

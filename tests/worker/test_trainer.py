@@ -125,6 +125,7 @@ def test_a_failure_is_typed_by_what_it_is() -> None:
     assert failure_of(SpecError.at("/dataset/source", "it is gone")).type == "data"
     assert failure_of(SpecError.at("/pretrained/source", "it is gone")).type == "transfer"
     assert failure_of(ValueError("x")).type == "crashed"
+    assert failure_of(ValueError("photo\udcff.png")).message == "ValueError: photo\\udcff.png"
 
 
 @pytest.mark.parametrize("cause", [DataError("images/3.png is no image")])
