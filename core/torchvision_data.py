@@ -27,13 +27,19 @@ def open_torchvision(name: str, places: Places) -> Opened:
         raise SpecError.at(POINTER, f"torchvision's {name} is no set for classification: {REFUSED[name]}")
     if name not in RECIPES:
         raise SpecError.at(POINTER, f"torchvision has no classification dataset '{name}'.{did_you_mean(name, RECIPES)}")
-    roots = [places.inputs, *(places.inputs / folder for folder in folder_names(name)), places.cache / "datasets"]
-    for root in roots:
+    failure: SpecError | None = None
+    for root in (places.inputs, *(places.inputs / folder for folder in folder_names(name)), places.cache / "datasets"):
         if name in IDX_FILES and idx.find(root, f"{IDX_FILES[name][0]}-images-idx3-ubyte"):
             return _open_idx(name, root)
         for recipe in RECIPES[name]:
-            if not recipe.needs or (root / recipe.needs).exists():
+            if recipe.needs and not (root / recipe.needs).exists():
+                continue
+            try:
                 return _open(name, recipe, root, download=False)
+            except SpecError as error:  # inputs/dtd may be the dtd that torchvision looks for, or the folder it lies in
+                failure = failure or error
+    if failure:
+        raise failure
     return _open_downloaded(name, places)
 
 

@@ -108,7 +108,13 @@ RECIPES: dict[str, list[Recipe]] = {
     "EuroSAT": [_files("eurosat/2750", "targets", "samples.0", {})],
     "FER2013": [Recipe("fer2013", "_samples.1", *_splits(), classes="", pixels="_samples.0")],
     "FGVCAircraft": [_files("fgvc-aircraft-2013b", "_labels", "_image_files", *_splits(validation="val"))],
-    "FakeData": [Recipe("", _drawn_labels, {}, {"size": 200, "random_offset": 1000}, classes="")],
+    # Noise, to try things on. Its own size is 224; at 32 its labels, which come after each image's draw, are there at once.
+    "FakeData": [
+        Recipe(
+            "", _drawn_labels, {"image_size": (3, 32, 32)}, {"image_size": (3, 32, 32), "size": 200, "random_offset": 1000},
+            classes="",
+        )
+    ],
     "FashionMNIST": _idx("FashionMNIST"),
     "Flowers102": [_files("flowers-102", "_labels", "_image_files", *_splits(validation="val"))],
     "Food101": [_files("food-101", "_labels", "_image_files", *_splits())],
