@@ -13,6 +13,7 @@ from core.events import Failure, JobState
 from store.changes import change
 from store.clock import moment
 from store.fence import Lease, held, hold, lost
+from store.states import FinalState
 from store.tables import Job
 
 __all__ = ["Capacity", "Claim", "Lease", "claim", "finish", "give_back", "reap", "release", "renew"]
@@ -84,7 +85,7 @@ def renew(session: Session, lease: Lease) -> bool:
     return session.execute(statement, execution_options={"synchronize_session": False}).one_or_none() is not None
 
 
-def finish(session: Session, lease: Lease, state: JobState, failure: Failure | None = None) -> None:
+def finish(session: Session, lease: Lease, state: FinalState, failure: Failure | None = None) -> None:
     """End the job: `succeeded`, `failed` or `cancelled`. Raises LeaseLost."""
     reason = failure.message if failure else "cancelled on request" if state == "cancelled" else None
     if change(session, held(lease), state, by=lease.owner, reason=reason, failure=failure) is None:

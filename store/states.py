@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Literal, get_args
 
 from core.events import JobState
 
@@ -15,6 +15,7 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 }
 FINAL = frozenset(state for state, ways in TRANSITIONS.items() if not ways)
 """Nothing leaves these; entering one appends the `end` event."""
+FinalState = Literal["succeeded", "failed", "cancelled"]
 STATES: tuple[JobState, ...] = get_args(JobState)
 
 
