@@ -119,7 +119,8 @@ def fit(
     `resume` lists checkpoints, newest first; the first sound one is continued, and the job goes on as if it had never stopped:
     bit for bit on the CPU. `publish` is called right before a checkpoint appears; it may wait, or raise.
     """
-    checkpoints.clean(directory)
+    for folder in {directory, *(place.parent for place in resume or ())}:
+        checkpoints.clean(folder)
     job = prepare(spec, places, torch.device(device))
     yield 0, job.transfer
     yield 0, job.groups

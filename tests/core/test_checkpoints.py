@@ -90,6 +90,13 @@ def test_a_resumed_job_is_an_undisturbed_one_bit_for_bit(tiny_spec, tmp_path, st
     assert resumed == weights
 
 
+def test_what_a_killed_attempt_left_half_written_is_gone_when_the_next_one_starts(tiny_spec, tmp_path, story):
+    story(tiny_spec(), tmp_path / "1")
+    (tmp_path / "1/.52.partial").mkdir()
+    story(tiny_spec(epochs=2), tmp_path / "2", resume=[tmp_path / "1/26"])
+    assert [path.name for path in (tmp_path / "1").iterdir()] == ["26"]
+
+
 def test_what_was_best_before_is_known_after(tiny_spec, tmp_path, story):
     spec = tiny_spec(epochs=3, optimizer={"name": "SGD", "lr": 1.5})
     _, whole, _ = story(spec, tmp_path / "whole")
