@@ -142,6 +142,7 @@ class Child:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,  # what they have to say comes on standard error
             start_new_session=True,  # a Ctrl-C in the terminal is for `serve` alone, which stops the others in order
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 (one thread here); they see to it themselves, once they are up
         )
 
     def alive(self) -> bool:

@@ -38,6 +38,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, resnet50_weights: dict[str
     settings = {
         "GRAFT_DATA_DIR": str(directory),
         "GRAFT_PLUGINS": "people",
+        "GRAFT_THREADS": "1",  # two threads wait for each other at each small step when the machine has else to do
         "GRAFT_PLUGINS_DIR": str(Path(__file__).parent / "plugins"),
     }
     with (directory / "service.log").open("wb") as log, running_service(settings, log) as ready:

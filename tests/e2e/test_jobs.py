@@ -116,7 +116,7 @@ def test_resnet50_with_another_head_and_one_group_per_parameter_as_in_the_articl
     job, _ = run(
         spec(
             "torchvision:resnet50",
-            dataset={"source": "folder:few"},
+            dataset={"source": "folder:few", "image_size": 16},
             pretrained={"source": "file:resnet50.pth"},
             optimizer={"name": "Adam", "groups": groups},
         )
@@ -138,7 +138,7 @@ def test_a_persons_own_module_takes_the_layers_that_it_shares_with_resnet50(clie
     job, _ = run(
         spec(
             "people:Shared",
-            dataset={"source": "folder:few"},
+            dataset={"source": "folder:few", "image_size": 16},
             pretrained={"source": "file:resnet50.pth"},
             optimizer={"name": "Adam", "lr": 1e-3, "groups": [{"name": "shared", "params": shared, "freeze": True}]},
         )
