@@ -93,8 +93,10 @@ class FileImages:
         try:
             with Image.open(self.root / self.names[index]) as image:
                 return to_tensor(image, 3)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"the image {self.names[index]} cannot be read: {error}") from None
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
+            raise _unreadable(self.root, self.names[index], error) from None
 
     def name(self, index: int) -> str:
         """The path below the dataset's root."""
@@ -126,8 +128,10 @@ class DatasetImages:
         """One image as uint8 [C, H, W]."""
         try:
             return to_tensor(self.dataset[index][0], self.channels)
-        except (OSError, SyntaxError, ValueError, KeyError, Image.DecompressionBombError) as error:
-            raise DataError(f"the image {self.names[index]} cannot be read: {error}") from None
+        except MemoryError:
+            raise
+        except Exception as error:  # as above, and HDF5's
+            raise _unreadable(self.root, self.names[index], error) from None
 
     def name(self, index: int) -> str:
         """The path below the dataset's root, or the like of `train[17]`."""
@@ -185,6 +189,10 @@ def to_tensor(image: Image.Image, channels: int) -> Tensor:
     array = np.array(image.convert("L" if channels == 1 else "RGB"))  # a copy: Pillow's buffer is read-only
     tensor = torch.from_numpy(array)
     return tensor[None] if channels == 1 else tensor.permute(2, 0, 1)
+
+
+def _unreadable(root: Path, name: str, error: Exception) -> DataError:
+    return DataError(f"the image {name} cannot be read: {str(error).replace(str(root / name), name) or type(error).__name__}")
 
 
 def _digest_of_files(root: Path, names: Sequence[str], labels: Tensor) -> bytes:

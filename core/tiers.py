@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import Any, Literal
 
 import torch
@@ -128,7 +129,7 @@ def decode_all(decoder: Decoder, channels: int, workers: int) -> Tensor:
     total = len(decoder)
     pixels = torch.empty((total, channels, decoder.size, decoder.size), dtype=torch.uint8)
     bounds = [(first, min(first + _CHUNK, total)) for first in range(0, total, _CHUNK)]
-    reader = Streaming(decoder, pixels.numel(), min(workers, len(bounds)), torch.device("cpu"))
-    for (first, last), batch in zip(bounds, reader.batches(torch.arange(total), bounds), strict=True):
-        pixels[first:last] = batch
+    with closing(Streaming(decoder, pixels.numel(), min(workers, len(bounds)), torch.device("cpu"))) as reader:
+        for (first, last), batch in zip(bounds, reader.batches(torch.arange(total), bounds), strict=True):
+            pixels[first:last] = batch
     return pixels

@@ -35,7 +35,7 @@ def open_torchvision(name: str, places: Places) -> Opened:
             if recipe.needs and not (root / recipe.needs).exists():
                 continue
             try:
-                return _open(name, recipe, root, download=False)
+                return _open(name, recipe, root, places, download=False)
             except SpecError as error:  # inputs/dtd may be the dtd that torchvision looks for, or the folder it lies in
                 failure = failure or error
     if failure:
@@ -56,7 +56,7 @@ def _read_idx(root: Path, prefix: str) -> ArrayImages:
     for name, dimensions in ((f"{prefix}-images-idx3-ubyte", 3), (f"{prefix}-labels-idx1-ubyte", 1)):
         path = idx.find(root, name)
         if path is None:
-            raise SpecError.at(POINTER, f"{name} (or {name}.gz) is not beside the other idx files in {root}")
+            raise SpecError.at(POINTER, f"{name} (or {name}.gz) is not beside the other idx files")
         try:
             tensors.append(idx.read(path, dimensions))
         except idx.IdxError as error:
@@ -80,10 +80,10 @@ def _open_downloaded(name: str, places: Places) -> Opened:
     root.mkdir(parents=True, exist_ok=True)
     with (root / f".{name}.lock").open("w") as lock:  # two plans of one new dataset: the second waits, then finds it
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _open(name, recipe, root, download=True)
+        return _open(name, recipe, root, places, download=True)
 
 
-def _open(name: str, recipe: Recipe, root: Path, *, download: bool) -> Opened:
+def _open(name: str, recipe: Recipe, root: Path, places: Places, *, download: bool) -> Opened:
     kind = getattr(torchvision.datasets, name)
     # Always said where it can be said: SEMEION downloads by default.
     more = {"download": download} if "download" in inspect.signature(kind).parameters else {}
@@ -93,9 +93,9 @@ def _open(name: str, recipe: Recipe, root: Path, *, download: bool) -> Opened:
     except SpecError:
         raise
     except Exception as error:  # torchvision's readers raise anything on damaged files; all mean this
-        raise SpecError.at(
-            POINTER, f"torchvision cannot open its {name} below {root}: {type(error).__name__}: {error}"
-        ) from error
+        # Whoever submits a job knows the inputs directory, not where the server has it.
+        reason = str(error).replace(str(places.inputs), "inputs").replace(str(places.cache), "cache")
+        raise SpecError.at(POINTER, f"torchvision cannot open its {name}: {type(error).__name__}: {reason}") from error
 
 
 def _build(build: Callable[..., Any], recipe: Recipe, root: Path) -> Opened:

@@ -76,6 +76,18 @@ def test_a_folder_of_class_folders_is_split_by_us(places, draw):
     assert pets.train.read(0).shape == (3, 8, 12)
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"broken", b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", b"\xff\xd8\xff\xe0", b"II*\x00\xff\xff", b"GIF89a"]
+)
+def test_whatever_a_damaged_image_does_to_its_reader_the_error_names_it(places, draw, content):
+    draw({"pets/cats": 2, "pets/dogs": 2})
+    for path in (places.inputs / "pets").rglob("*.png"):
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=r"^the image (cats|dogs)/\d\.png cannot be read: ") as caught:
+        open_at("folder:pets", places).train.read(0)
+    assert str(places.inputs) not in str(caught.value)
+
+
 @pytest.mark.parametrize("held", ["val", "valid", "validation", "test"])
 def test_a_folder_with_its_own_split_keeps_it(places, draw, held):
     draw({"pets/train/cats": 3, "pets/train/dogs": 3, f"pets/{held}/cats": 2, f"pets/{held}/dogs": 1})
