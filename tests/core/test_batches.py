@@ -1,5 +1,7 @@
 """Batches: the order of samples, where batches end, both tiers alike, nothing taken from the global random state."""
 
+import contextlib
+
 import pytest
 import torch
 from torchvision.transforms.v2 import functional as transforms
@@ -175,8 +177,11 @@ def test_a_corrupt_image_ends_the_epoch_by_its_name(places, draw, load, resident
     draw({"pets/cats": 4, "pets/dogs": 4})
     (places.inputs / "pets/cats/1.png").write_bytes(b"broken")
     images = open_dataset(DatasetSpec(source="folder:pets"), places, 0).train
-    with pytest.raises(DataError, match=r"^the image cats/1\.png cannot be read") as caught:
-        list(load(images, channels=3, workers=workers, resident=resident).batches(0))
+    with (
+        pytest.raises(DataError, match=r"^the image cats/1\.png cannot be read") as caught,
+        contextlib.closing(load(images, channels=3, workers=workers, resident=resident)) as loader,
+    ):
+        list(loader.batches(0))
     assert "Traceback" not in str(caught.value)
 
 
