@@ -137,7 +137,8 @@ def test_more_followers_than_database_connections_leave_room_for_requests(bench,
         bench.finish(job_id)
 
 
-def test_a_reader_who_takes_nothing_holds_up_itself_alone(app, bench, client):
+def test_a_reader_who_takes_nothing_holds_up_itself_alone(app, bench, client, monkeypatch):
+    monkeypatch.setattr("api.streams.SEND_SECONDS", 600)  # a slow machine must not give it up meanwhile
     job_id = bench.running()
     with socket.socket() as stuck:
         stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
