@@ -105,7 +105,8 @@ def _kept(service: Service, job_id: int) -> tuple[str, list[dict[str, Any]]]:
 
 def _choose(job_id: int, state: str, which: str, found: list[dict[str, Any]]) -> dict[str, Any]:
     if not found:
-        raise ProblemError(404, "not-yet", f"job {job_id} is {state} and has no checkpoint; one is written after each epoch")
+        detail = f"job {job_id} is {state} and has no checkpoint; its checkpoint.every says when one is written"
+        raise ProblemError(404, "not-yet", detail)
     if which == "last":
         return found[-1]
     for item in found:

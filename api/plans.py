@@ -134,7 +134,7 @@ def _pin(service: Service, spec: JobSpec) -> dict[str, Any]:
     except NotFound:
         raise _refused(f"there is no job {job_id}") from None
     if not found:
-        raise _refused(f"job {job_id} is {job.state} and has no checkpoint yet; one is written after each epoch")
+        raise _refused(f"job {job_id} is {job.state} and has no checkpoint yet; its checkpoint.every says when one is written")
     chosen = next((item for item in found if item["best"]), found[-1])
     path = service.settings.data_dir / chosen["path"]
     return {source: {"path": str(path), "sha256": chosen["sha256"], "step": chosen["step"]}}

@@ -22,6 +22,8 @@ from worker.printed import Capture
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_MEMORY = "out of memory", "can't allocate memory", "not enough memory"
 _LESS_MEMORY = "Take a smaller loader.batch_size (half is a good first step) or dataset.image_size, or freeze more of the model."
+_NOT_DETERMINISTIC = "does not have a deterministic implementation"
+_OTHER_BITS = "Put another operation in its place, or set training.deterministic to false; then runs may differ a little."
 _ASK_FOR_A_PLAN = "Ask POST /plans what is wrong with this spec now: a file may have changed since it was submitted."
 
 
@@ -73,7 +75,8 @@ def failure_of(error: BaseException) -> Failure:
         return _failure("out_of_memory", str(error).partition("\n")[0] or "an allocation failed", _LESS_MEMORY)
     if isinstance(error.__cause__, TrainingError):
         return failure_of(error.__cause__)
-    return _failure("crashed", f"{type(error).__name__}: {error}", TrainingError.hint)
+    hint = _OTHER_BITS if _NOT_DETERMINISTIC in str(error) else TrainingError.hint
+    return _failure("crashed", f"{type(error).__name__}: {error}", hint)
 
 
 def _failure(kind: FailureKind | str, message: str, hint: str) -> Failure:

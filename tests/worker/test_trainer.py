@@ -10,14 +10,13 @@ import pytest
 
 from core.errors import DataError, SpecError
 from sandbox import Limits
+from store import events
 from worker.trainer import failure_of
 
 DIGITS = {"source": "sklearn:digits", "image_size": 8}
 
 
 def losses_of(bench: Any, job: int) -> list[float]:
-    from store import events
-
     with bench.database.read() as session:
         return events.losses(session, job).values.tolist()
 
@@ -115,6 +114,29 @@ def test_a_killed_trainer_goes_on_from_its_checkpoint_with_the_same_losses(bench
     assert losses_of(bench, killed) == losses_of(bench, whole)
 
 
+def test_a_trainer_killed_within_an_epoch_goes_on_from_its_last_step_checkpoint(bench: Any, tmp_path: Path) -> None:
+    parts = {"training": {"epochs": 3}, "checkpoint": {"every": {"steps": 10}}}
+    whole = submit(bench, "KilledOnce?" + str(Path(__file__)), **parts)
+    bench.run()
+    killed = submit(bench, f"KilledOnce?{tmp_path / 'killed'}", **parts)
+    bench.run()
+    folder = tmp_path / "jobs" / str(killed)
+    assert sorted(path.name for path in (folder / "1").iterdir()) == ["51", "70"], "the best, after the first epoch; the last"
+    bench.run()
+
+    assert bench.job(killed).state == "succeeded"
+    assert bench.data(killed, "rewound") == [{"to_step": 70}]
+    assert losses_of(bench, killed) == losses_of(bench, whole)
+    assert [data["mean_loss"] for data in bench.data(killed, "epoch")] == [
+        data["mean_loss"] for data in bench.data(whole, "epoch")
+    ]
+    for name in ("model.safetensors", "state.safetensors"):
+        assert (folder / "2/153" / name).read_bytes() == (tmp_path / "jobs" / str(whole) / "1/153" / name).read_bytes()
+    with bench.database.read() as session:
+        kept = {tmp_path / data["path"] for data in events.checkpoints(session, killed)}
+    assert set(folder.glob("*/*")) == kept
+
+
 def test_a_failure_is_typed_by_what_it_is() -> None:
     torch_says = RuntimeError("[enforce fail at alloc_cpu.cpp:115] DefaultCPUAllocator: can't allocate memory: you tried …")
 
@@ -125,6 +147,7 @@ def test_a_failure_is_typed_by_what_it_is() -> None:
     assert failure_of(SpecError.at("/dataset/source", "it is gone")).type == "data"
     assert failure_of(SpecError.at("/pretrained/source", "it is gone")).type == "transfer"
     assert failure_of(ValueError("x")).type == "crashed"
+    assert "training.deterministic" in failure_of(RuntimeError("put_ does not have a deterministic implementation, but …")).hint
     assert failure_of(ValueError("photo\udcff.png")).message == "ValueError: photo\\udcff.png"
 
 
