@@ -222,6 +222,9 @@ class ResourcesSpec(Part):
         default=3,
         description="How often in a row the job may be lost to a crash or a dead worker; a new checkpoint starts the count anew.",
     )
+    max_hours: Annotated[float, Field(gt=0, le=100_000)] | None = Field(
+        default=None, description="How long the job may run, over all its attempts; waiting and paused it does not run."
+    )
 
 
 class JobSpec(Part):

@@ -36,7 +36,7 @@ def test_a_job_whose_worker_was_not_heard_of_is_taken_back_and_hinted_at_again(b
     bench.claim("a-dead-worker")
     time.sleep(0.1)
     hints = Told()
-    Reaper(runner, hints).reap()
+    Reaper(runner, hints, leave=lambda: None).reap()
 
     assert (bench.job(job).state, bench.job(job).failures) == ("queued", 1)
     assert hints.queues == ["default"]
@@ -46,7 +46,7 @@ def test_each_queue_with_waiting_jobs_is_hinted_at_once(bench: Any, runner: Runn
     for queue in "a", "b", "b":
         bench.submit(resources={"queue": queue})
     hints = Told()
-    Reaper(runner, hints).reap()
+    Reaper(runner, hints, leave=lambda: None).reap()
 
     assert sorted(hints.queues) == ["a", "b"]
 
@@ -100,7 +100,7 @@ def test_a_chore_that_fails_does_not_stop_the_others(bench: Any, runner: Runner,
 
     monkeypatch.setattr(runner, "beat", fail)
     monkeypatch.setattr(Reaper, "reap", lambda _: reaped.set())
-    reaper = Reaper(runner, Told())
+    reaper = Reaper(runner, Told(), leave=lambda: None)
     reaper.start()
 
     assert reaped.wait(2)
