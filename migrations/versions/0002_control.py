@@ -54,18 +54,25 @@ def _check(table: BatchOperations, name: str, condition: str) -> None:
 
 @contextmanager
 def _jobs() -> Iterator[BatchOperations]:
-    """Alter `jobs`; where SQLite builds it anew, as 0001 made it, with what reflection does not see of it."""
-    op.drop_index("ix_jobs_claim", "jobs")
+    """Alter `jobs`; SQLite builds it anew, as 0001 made it, with what reflection does not see of it."""
+    if _sqlite():
+        op.drop_index("ix_jobs_claim", "jobs")
     with op.batch_alter_table("jobs", table_kwargs={"sqlite_autoincrement": True}) as jobs:
         yield jobs
-    op.create_index("ix_jobs_claim", "jobs", ["state", "queue", sa.text("priority DESC"), "queued_at", "id"])
+    if _sqlite():
+        op.create_index("ix_jobs_claim", "jobs", ["state", "queue", sa.text("priority DESC"), "queued_at", "id"])
 
 
 @contextmanager
 def _commands() -> Iterator[BatchOperations]:
     """Alter `commands`, likewise."""
-    op.drop_index("ix_commands_pending", "commands")
+    if _sqlite():
+        op.drop_index("ix_commands_pending", "commands")
     with op.batch_alter_table("commands", table_kwargs={"sqlite_autoincrement": True}) as commands:
         yield commands
-    waiting = sa.text("done_at IS NULL")
-    op.create_index("ix_commands_pending", "commands", ["job_id", "id"], sqlite_where=waiting, postgresql_where=waiting)
+    if _sqlite():
+        op.create_index("ix_commands_pending", "commands", ["job_id", "id"], sqlite_where=sa.text("done_at IS NULL"))
+
+
+def _sqlite() -> bool:
+    return op.get_bind().dialect.name == "sqlite"
