@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from store import jobs, workers
+from store import jobs, leases, workers
 from worker.devices import Devices
 from worker.reaper import Reaper
 from worker.runner import Runner
@@ -106,3 +106,25 @@ def test_a_chore_that_fails_does_not_stop_the_others(bench: Any, runner: Runner,
     assert reaped.wait(2)
     runner.stop.set()
     reaper.join(2)
+
+
+def test_a_worker_that_is_drained_finishes_its_jobs_takes_no_other_and_then_leaves(bench: Any, runner: Runner) -> None:
+    bench.submit()
+    left: list[str] = []
+    reaper = Reaper(runner, Told(), leave=lambda: left.append("now"))
+    reaper._beat()
+    claim, slot = runner.devices.take(runner._claim)
+    with bench.database.write() as session:
+        workers.drain(session, "this-worker")
+    reaper._beat()
+    assert left == []
+    bench.submit()
+    with bench.database.write() as session:
+        leases.finish(session, claim.lease, "succeeded")
+    runner.devices.give(slot)
+    runner.work()
+    reaper._beat()
+
+    assert left == ["now"]
+    with bench.database.read() as session:
+        assert jobs.counts(session) == {"default": {"queued": 1}}
