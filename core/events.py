@@ -17,7 +17,7 @@ Figure = float | Literal["nan", "inf", "-inf"]
 """A number that JSON can carry: what is not finite goes as text."""
 
 FailureKind = Literal["data", "transfer", "out_of_memory", "non_finite_loss", "disk_full", "worker_lost", "timeout", "crashed"]
-JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+JobState = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 
 
 def figure(value: float) -> Figure:

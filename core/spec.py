@@ -37,6 +37,8 @@ def _storable(text: str) -> str:
 Text = Annotated[str, Field(max_length=1000), AfterValidator(_storable)]
 Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable)]
 Label = Annotated[str, Field(max_length=200), AfterValidator(_storable)]
+MOST_LABELS = 64
+Priority = Annotated[int, Field(ge=-1000, le=1000)]
 
 
 def _scalar(value: object) -> None:
@@ -123,7 +125,8 @@ class PretrainedSpec(Part):
 
     source: Name = Field(
         description=(
-            "`torchvision:NAME/WEIGHTS`, `file:PATH` (below the inputs directory; .safetensors, .pt, .pth) or `job:ID`."
+            "`torchvision:NAME/WEIGHTS`, `file:PATH` (below the inputs directory; .safetensors, .pt, .pth), "
+            "`job:ID` or `job:ID@STEP`."
         ),
         examples=["torchvision:resnet50/IMAGENET1K_V2", "file:lite0.pth", "job:12"],
     )
@@ -262,10 +265,13 @@ class ResourcesSpec(Part):
         default=None, description="null: one GPU where the worker has any, else the CPU."
     )
     queue: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")] = "default"
-    priority: Annotated[int, Field(ge=-1000, le=1000)] = Field(default=0, description="Higher goes first.")
+    priority: Priority = Field(default=0, description="Higher goes first.")
     max_attempts: Annotated[int, Field(ge=1, le=100)] = Field(
         default=3,
         description="How often in a row the job may be lost to a crash or a dead worker; a new checkpoint starts the count anew.",
+    )
+    max_hours: Annotated[float, Field(gt=0, le=100_000)] | None = Field(
+        default=None, description="How long the job may run, over all its attempts; waiting and paused it does not run."
     )
 
 
@@ -273,7 +279,7 @@ class JobSpec(Part):
     """A transfer-learning job. Only `dataset` and `model` are required."""
 
     name: Name | None = None
-    labels: dict[Name, Label] = Field(default={}, max_length=64)
+    labels: dict[Name, Label] = Field(default={}, max_length=MOST_LABELS)
     dataset: DatasetSpec
     loader: LoaderSpec = LoaderSpec()
     model: ModelSpec

@@ -44,7 +44,7 @@ def main() -> None:
     _wait_for_schema(database)
     _take_back(database, settings.worker_name)
     runner = Runner(settings, database, sandbox)
-    reaper = Reaper(runner, Hints(settings.broker))
+    reaper = Reaper(runner, Hints(settings.broker), leave=lambda: os.kill(os.getpid(), signal.SIGTERM))
     app = create_app(settings, runner)
     reaper.start()
     try:
@@ -80,6 +80,7 @@ def _take_back(database: Database, name: str) -> None:
     with database.write() as session:
         for job in leases.release(session, name):
             log.info("job %d: taken back from this worker's earlier life", job)
+        workers.forget(session, name)  # that it was drained, too
 
 
 def _stop_with(parent: int) -> None:

@@ -54,13 +54,13 @@ class Runner:
             self._own.append(thread)
         thread.start()
 
-    def beat(self) -> None:
-        """Say that this worker lives, and what it does."""
+    def beat(self) -> bool:
+        """Say that this worker lives, and what it does. True once it shall drain and has nothing left to do."""
         with self._lock:
             running = sorted(self._running)
         devices = {**self.devices.describe(), "ready": self._warm()}
         with self.database.write() as session:
-            workers.heartbeat(
+            drains = workers.heartbeat(
                 session,
                 name=self.settings.worker_name,
                 host=socket.gethostname(),
@@ -68,6 +68,7 @@ class Runner:
                 devices=devices,
                 running=running,
             )
+        return drains and self.devices.idle  # in this order: who drains claims nothing more
 
     def close(self, timeout: float = 10) -> None:
         """Stop: running trainers are killed, their jobs go back into the queue uncounted."""

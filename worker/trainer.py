@@ -1,4 +1,4 @@
-"""What runs in the child: `core.loop.fit`, its events sent up, permits and `cancel` obeyed between steps."""
+"""What runs in the child: `core.loop.fit`, its events sent up, permits, `cancel` and `pause` obeyed between steps."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from core.errors import DiskFullError, SpecError, TrainingError
-from core.events import Failure, FailureKind, Iteration
+from core.events import EpochData, Failure, FailureKind, Iteration
 from core.loop import fit
 from core.places import Places
 from core.spec import JobSpec
 from sandbox.channel import Channel
-from worker.link import CancelledError, Link, sendable
+from worker.link import CancelledError, Link, PausedError, sendable
 from worker.printed import Capture
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -28,7 +28,7 @@ _ASK_FOR_A_PLAN = "Ask POST /plans what is wrong with this spec now: a file may 
 
 
 def run(channel: Channel) -> None:
-    """Train the job of the start message. The last message is `done`, `cancelled` or `failed`."""
+    """Train the job of the start message. The last message is `done`, `cancelled`, `paused` or `failed`."""
     start = channel.receive()
     link = Link(channel, start["permit"])
     capture = Capture(link)
@@ -37,6 +37,9 @@ def run(channel: Channel) -> None:
     except CancelledError:
         capture.finish()
         link.end(kind="cancelled")
+    except PausedError:
+        capture.finish()
+        link.end(kind="paused")
     except Exception as error:  # whatever it was, it has a type and goes up
         failure = failure_of(error)
         if failure.type == "crashed":  # the frames nearest the error; those above them are torch's and ours
@@ -53,14 +56,17 @@ def _train(start: dict[str, Any], link: Link) -> None:
     spec, places = JobSpec.model_validate(start["spec"]), Places.model_validate(start["places"])
     resume = None if start["resume"] is None else [Path(path) for path in start["resume"]]
     link.wait()
-    job = fit(spec, places, Path(start["directory"]), device=start["device"], resume=resume, publish=link.wait)
+    job = fit(spec, places, Path(start["directory"]), device=start["device"], resume=resume, publish=link.finish)
     with closing(job):
         for item in job:
             if isinstance(item, Iteration):
                 link.iteration(item)
             else:
                 link.event(*item)
-            link.wait()
+            if isinstance(item, tuple) and isinstance(item[1], EpochData):
+                link.finish()  # its checkpoint comes next: a pause would throw the epoch away
+            else:
+                link.wait()
 
 
 def failure_of(error: BaseException) -> Failure:
