@@ -33,7 +33,7 @@ class Reaper:
         self._runner, self._hints = runner, hints
         settings = runner.settings
         self._chores: Sequence[_Chore] = (
-            _Chore(runner.beat, min(_BEAT, settings.poll_seconds)),
+            _Chore(runner.beat, _BEAT),
             _Chore(self._warm_up, _NEXT_TRY),
             _Chore(self.reap, settings.reap_seconds),
             _Chore(runner.work_aside, settings.poll_seconds),
