@@ -114,7 +114,8 @@ def choose(found: Sequence[dict[str, Any]], which: str) -> dict[str, Any] | None
 
 def _demand(job_id: int, state: str, which: str, found: list[dict[str, Any]]) -> dict[str, Any]:
     if not found:
-        raise ProblemError(404, "not-yet", f"job {job_id} is {state} and has no checkpoint; its checkpoint.every says when one is written")
+        detail = f"job {job_id} is {state} and has no checkpoint; its checkpoint.every says when one is written"
+        raise ProblemError(404, "not-yet", detail)
     if (chosen := choose(found, which)) is not None:
         return chosen
     steps = ", ".join(str(item["step"]) for item in found)

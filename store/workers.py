@@ -12,10 +12,8 @@ from sqlalchemy.orm import Session
 
 from store.clock import now
 from store.errors import NotFound
+from store.settings import SILENT_SECONDS
 from store.tables import Worker
-
-SILENT_SECONDS = 30.0
-"""A worker that was not heard of for this long counts as gone."""
 
 
 @dataclass(frozen=True)

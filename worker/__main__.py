@@ -19,6 +19,7 @@ from store import leases, workers
 from store.database import Database
 from store.hints import Hints
 from store.settings import Settings
+from worker import heartbeat
 from worker.app import create_app, serve
 from worker.reaper import Reaper
 from worker.runner import Runner
@@ -38,6 +39,7 @@ def main() -> None:
     if arguments.with_parent:
         _stop_with(os.getppid())
     settings = Settings()
+    heartbeat.forget(settings)
     sandbox = Sandbox(import_path=[settings.plugin_path])
     sandbox.start()
     database = Database(settings.database)
@@ -52,6 +54,7 @@ def main() -> None:
     finally:
         runner.close()
         reaper.join(5)
+        heartbeat.forget(settings)
         with database.write() as session:
             workers.forget(session, settings.worker_name)
         database.dispose()

@@ -14,6 +14,7 @@ from store import leases, workers
 from store.database import Database
 from store.leases import Capacity, Claim
 from store.settings import Settings
+from worker import heartbeat
 from worker.devices import Devices, Slot, find_devices
 from worker.supervisor import Supervisor
 
@@ -58,16 +59,17 @@ class Runner:
         """Say that this worker lives, and what it does. True once it shall drain and has nothing left to do."""
         with self._lock:
             running = sorted(self._running)
-        devices = {**self.devices.describe(), "ready": self._warm()}
+        ready = self._warm()
         with self.database.write() as session:
             drains = workers.heartbeat(
                 session,
                 name=self.settings.worker_name,
                 host=socket.gethostname(),
                 queues=self.settings.queues,
-                devices=devices,
+                devices={**self.devices.describe(), "ready": ready},
                 running=running,
             )
+        heartbeat.write(self.settings, ready=ready)
         return drains and self.devices.idle  # in this order: who drains claims nothing more
 
     def close(self, timeout: float = 10) -> None:
