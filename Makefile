@@ -44,6 +44,10 @@ test: setup ## Run the whole suite (arguments by ARGS="-k cancel")
 test-gpu: setup ## Run the tests that need a CUDA device
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
+.PHONY: chaos
+chaos: setup ## Kill at random what trains jobs, and see that nobody can tell (ARGS="--faults 30 --seed 7")
+	@$(BIN)/python tests/chaos/faults.py $(ARGS)
+
 .PHONY: lint
 lint: setup ## Check style and formatting
 	@$(BIN)/ruff check .
