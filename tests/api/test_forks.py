@@ -32,7 +32,7 @@ def weights() -> bytes:
 
 @pytest.fixture
 def parent(bench, weights) -> int:
-    """A job that failed after three checkpoints; the best is the second."""
+    """A job with three checkpoints; the best is the second."""
     job_id = bench.running(
         name="parent", labels={"team": "web"}, epochs=3, dataset={"source": "sklearn:digits", "image_size": 32},
         checkpoint={"keep_last": 3},

@@ -10,7 +10,7 @@ import pytest
 
 from core.errors import DataError, SpecError
 from sandbox import Limits
-from store import events
+from store import commands, events
 from worker.trainer import failure_of
 
 DIGITS = {"source": "sklearn:digits", "image_size": 8}
@@ -135,6 +135,25 @@ def test_a_trainer_killed_within_an_epoch_goes_on_from_its_last_step_checkpoint(
     with bench.database.read() as session:
         kept = {tmp_path / data["path"] for data in events.checkpoints(session, killed)}
     assert set(folder.glob("*/*")) == kept
+
+
+def test_a_paused_job_goes_on_from_its_checkpoint_with_the_same_losses(bench: Any) -> None:
+    whole = submit(bench, "Tiny", training={"epochs": 3})
+    bench.run()
+    paused = submit(bench, "Slow", training={"epochs": 3})
+    running = bench.run_aside()
+    bench.wait_for(paused, "checkpoint", seconds=30)
+    with bench.database.write() as session:
+        commands.pause(session, paused, by="api")
+    running.join(10)
+    assert (bench.job(paused).state, bench.job(paused).failures) == ("paused", 0)
+    with bench.database.write() as session:
+        commands.resume(session, paused, by="api")
+    bench.run()
+
+    assert (bench.job(paused).state, bench.job(paused).attempt) == ("succeeded", 2)
+    assert bench.data(paused, "rewound")[0]["to_step"] in (51, 102)
+    assert losses_of(bench, paused) == losses_of(bench, whole)
 
 
 def test_a_failure_is_typed_by_what_it_is() -> None:
