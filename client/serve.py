@@ -24,7 +24,7 @@ DATA_DIR = "graft-data"
 WORKER_NAME = "embedded"
 """Fixed, so that a worker that starts again knows the leases of the one that died, and gives them back at once."""
 READY_SECONDS = 180.0
-STOP_SECONDS = 10.0
+STOP_SECONDS = 30.0
 LONGEST_BACKOFF = 30.0
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)

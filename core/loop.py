@@ -122,7 +122,7 @@ def evaluate(model: nn.Module, loader: Batches, loss_fn: LossFunction) -> dict[s
 def fit(
     spec: JobSpec, places: Places, directory: Path, *, device: torch.device | str = "cpu",
     resume: Sequence[Path] | None = None, publish: Callable[[], None] = lambda: None,
-    clock: Callable[[], float] = time.monotonic,
+    halts: Callable[[], bool] = lambda: False, clock: Callable[[], float] = time.monotonic,
 ) -> Generator[Iteration | tuple[int, Data], None, None]:  # fmt: skip
     """A whole job: yields each Iteration, and `(step, data)` for every other event.
 
@@ -132,7 +132,8 @@ def fit(
 
     `resume` lists checkpoints, newest first; the first sound one is continued, in the middle of its epoch too, and the job goes
     on as if it had never stopped: bit for bit on the CPU, and with `training.deterministic` on a GPU of the same type.
-    `publish` is called right before a checkpoint appears; it may wait, or raise.
+    `publish` is called right before a checkpoint appears; it may wait, or raise. Once `halts()` is true a checkpoint is written
+    after the next step, wherever the epoch stands: for the caller to close the generator then, and lose nothing.
     """
     for folder in {directory, *(place.parent for place in resume or ())}:
         checkpoints.clean(folder)
@@ -144,7 +145,7 @@ def fit(
         if resume is not None:
             progress = checkpoints.resume(resume, job.model, job.optimizer) or progress
             yield progress.step, RewoundData(to_step=progress.step)
-        keeper = _Keeper(job, directory, Pace(spec.checkpoint.every, clock), publish)
+        keeper = _Keeper(job, directory, Pace(spec.checkpoint.every, clock), publish, halts)
         try:
             while progress.epoch < spec.training.epochs:
                 progress = yield from _epoch(keeper, progress)
@@ -161,6 +162,11 @@ class _Keeper:
     directory: Path
     pace: Pace
     publish: Callable[[], None]
+    halts: Callable[[], bool]
+
+    def due(self, step: int, *, epoch_ends: bool) -> bool:
+        """Whether to write one after `step` completed steps."""
+        return self.pace.due(step, epoch_ends=epoch_ends) or self.halts()
 
     def leads(self, progress: Progress, figures: dict[str, Figure]) -> bool:
         """Whether these are better than those of every checkpoint before."""
@@ -171,7 +177,7 @@ class _Keeper:
     def wanted(self, progress: Progress, figures: dict[str, Figure]) -> bool:
         """Whether the end of an epoch is worth a checkpoint."""
         spec = self.job.spec
-        due = self.pace.due(progress.step, epoch_ends=True) or progress.epoch == spec.training.epochs
+        due = self.due(progress.step, epoch_ends=True) or progress.epoch == spec.training.epochs
         return due or (spec.checkpoint.keep_best > 0 and self.leads(progress, figures))
 
     def save(self, progress: Progress, figures: dict[str, Figure]) -> tuple[Progress, CheckpointData]:
@@ -192,7 +198,7 @@ def _epoch(keeper: _Keeper, progress: Progress) -> Generator[Iteration | tuple[i
     start = time.perf_counter() - progress.seconds
     for event in train_fn(
         epoch, job.train, job.model, job.optimizer, job.loss, step=progress.step, losses=losses,
-        pause=lambda step: step < end and keeper.pace.due(step, epoch_ends=False),
+        pause=lambda step: step < end and keeper.due(step, epoch_ends=False),
     ):  # fmt: skip
         if isinstance(event, Iteration):
             yield event

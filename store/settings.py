@@ -59,6 +59,9 @@ class Settings(BaseSettings):
 
     lease_seconds: float = Field(default=60, description="A job whose lease is older than this is given to another worker.")
     renew_seconds: float = Field(default=15, description="How often a running job's lease is renewed.")
+    stop_seconds: float = Field(
+        default=10, description="How long a worker that is told to stop gives its trainers to write a checkpoint."
+    )
     command_seconds: float = Field(default=0.5, description="How often a running job's commands are read.")
     poll_seconds: float = Field(default=1, description="How often an idle worker looks for work that no hint told of.")
     reap_seconds: float = Field(default=10, description="How often dead leases are looked for.")

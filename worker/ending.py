@@ -16,8 +16,10 @@ from store import leases
 from store.leases import Lease
 from worker.failures import crash
 
-Asked = Literal["cancel", "timeout", "pause"]
-"""What an attempt is asked to stop for: a command, or that its job has run for `max_hours`."""
+Asked = Literal["cancel", "timeout", "stop", "pause"]
+"""What an attempt is asked to stop for: a command, its worker's own stop, or that its job has run for `max_hours`."""
+
+STOPS = "the worker stops"
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def conclude(session: Session, lease: Lease, spec: Mapping[str, Any], ending: En
     if ending.asked is not None:
         return _obey(session, lease, spec, ending.asked)
     if ending.stopping:
-        return leases.give_back(session, lease, reason="the worker stops")
+        return leases.give_back(session, lease, reason=STOPS)
     failure = crash(ending.status, ending.lines)
     return leases.give_back(session, lease, reason=failure.message, failure=failure, counted=True)
 
@@ -53,6 +55,8 @@ def _obey(session: Session, lease: Lease, spec: Mapping[str, Any], asked: Asked)
     if asked == "cancel":
         leases.finish(session, lease, "cancelled", None)
         return "cancelled"
+    if asked == "stop":
+        return leases.give_back(session, lease, reason=STOPS)
     if asked == "timeout":
         return _finish(session, lease, timeout(lease.job_id, spec["resources"]["max_hours"]))
     return leases.give_back(session, lease, reason="the pause was withdrawn")  # or pauses the job, if it was not

@@ -42,7 +42,9 @@ class Link:
         self._step = 0
         self._sent_any = False
         self._permit = permit
-        self._cancelled = self._paused = False
+        self._cancelled = False
+        self.paused = False
+        """The supervisor has said to stop here, for a later attempt to go on."""
         self._heard = threading.Event()
         self._orphaned = orphaned
         self.thread = threading.Thread(target=self._attend, name="link", daemon=True)
@@ -76,12 +78,12 @@ class Link:
             self._channel.send(message)
 
     def wait(self) -> None:
-        """Return when the next step may happen: at once, as long as the lease holds.
+        """Return when training may go on: at once, as long as the lease holds.
 
         Raises CancelledError when the job was cancelled, PausedError when it was paused.
         """
         self.finish()
-        if self._paused:
+        if self.paused:
             raise PausedError
 
     def finish(self) -> None:
@@ -127,7 +129,7 @@ class Link:
         elif message["kind"] == "cancel":
             self._cancelled = True
         elif message["kind"] == "pause":
-            self._paused = True
+            self.paused = True
         self._heard.set()
 
 

@@ -18,6 +18,9 @@ from worker import heartbeat
 from worker.devices import Devices, Slot, find_devices
 from worker.supervisor import Supervisor
 
+_LAST_WORDS = 10.0
+"""Seconds beyond the trainers' own for the supervisors to commit what they know."""
+
 log = logging.getLogger(__name__)
 
 
@@ -72,10 +75,10 @@ class Runner:
         heartbeat.write(self.settings, ready=ready)
         return drains and self.devices.idle  # in this order: who drains claims nothing more
 
-    def close(self, timeout: float = 10) -> None:
-        """Stop: running trainers are killed, their jobs go back into the queue uncounted."""
+    def close(self) -> None:
+        """Stop: running trainers write a checkpoint, or are killed; their jobs go back into the queue uncounted."""
         self.stop.set()
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + self.settings.stop_seconds + _LAST_WORDS
         with self._lock:
             own = list(self._own)
         for thread in own:

@@ -34,8 +34,8 @@ TARGET = "worker.trainer:run"
 _GRACE = 0.5
 """Seconds that a cancelled trainer has to end its step."""
 _PAUSE_GRACE = 30.0
-"""Seconds that a paused trainer has to end its step, or the epoch's validation and checkpoint."""
-_STRENGTH: dict[Asked | None, int] = {None: 0, "pause": 1, "timeout": 2, "cancel": 3}
+"""Seconds that a paused trainer has to end its step, or the epoch's validation, and to write a checkpoint."""
+_STRENGTH: dict[Asked | None, int] = {None: 0, "pause": 1, "stop": 2, "timeout": 3, "cancel": 4}
 _LEAVE = 2.0
 """Seconds that a trainer has to exit after its last word."""
 _MARGIN = 1 / 6
@@ -183,8 +183,7 @@ class Supervisor:
     def _obey(self, child: Child) -> None:
         self._command_at = time.monotonic() + self._settings.command_seconds
         if self._stop.is_set():
-            child.kill()
-            return
+            self._ask(child, "stop", self._settings.stop_seconds)
         pending = self._persistence.read(lambda session: commands.pending(session, self._lease))
         kinds = {command.kind for command in pending}
         if "cancel" in kinds:
@@ -200,7 +199,7 @@ class Supervisor:
             return
         self._asked = what
         self._kill_at = time.monotonic() + grace
-        _tell(child, {"kind": "pause" if what == "pause" else "cancel"})
+        _tell(child, {"kind": "pause" if what in ("pause", "stop") else "cancel"})
 
     def _commit(self) -> None:
         batch = self._journal.take()

@@ -56,15 +56,19 @@ def _train(start: dict[str, Any], link: Link) -> None:
     spec, places = JobSpec.model_validate(start["spec"]), Places.model_validate(start["places"])
     resume = None if start["resume"] is None else [Path(path) for path in start["resume"]]
     link.wait()
-    job = fit(spec, places, Path(start["directory"]), device=start["device"], resume=resume, publish=link.finish)
+    directory = Path(start["directory"])
+    job = fit(
+        spec, places, directory, device=start["device"], resume=resume, publish=link.finish, halts=lambda: link.paused
+    )  # fmt: skip
     with closing(job):
         for item in job:
             if isinstance(item, Iteration):
                 link.iteration(item)
-            else:
-                link.event(*item)
-            if isinstance(item, tuple) and isinstance(item[1], EpochData):
-                link.finish()  # its checkpoint comes next: a pause would throw the epoch away
+                link.finish()  # a pause waits for the checkpoint that it has written
+                continue
+            link.event(*item)
+            if isinstance(item[1], EpochData):
+                link.finish()
             else:
                 link.wait()
 

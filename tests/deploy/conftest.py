@@ -41,12 +41,14 @@ ASKED = {
 
 @pytest.fixture(scope="session")
 def resolve() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`docker-compose config` in a project directory with these variables in its `.env`."""
+    """`docker-compose config` in a project directory with these variables in its `.env`, and these files on top."""
 
-    def resolve(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    def resolve(folder: Path, *over: Path, **variables: str) -> subprocess.CompletedProcess[str]:
         lines = [f"{name}={value}" for name, value in variables.items()]
         (folder / ".env").write_text("\n".join(lines))
-        command = [TOOLS / "docker-compose", "--file", ROOT / "docker-compose.yml", "--project-directory", folder]
+        command = [TOOLS / "docker-compose", "--project-directory", folder]
+        for file in (ROOT / "docker-compose.yml", *over):
+            command += ["--file", file]
         return subprocess.run(
             [*command, "--profile", "*", "config", "--format", "json"],
             env={"PATH": os.environ["PATH"], "HOME": str(folder)},

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -76,11 +79,31 @@ def test_the_secrets_are_files_and_nowhere_else(compose, services):
     assert {name.removeprefix("graft_") for name in compose["secrets"]} <= set(Settings.model_fields)
 
 
-def test_every_setting_that_compose_names_is_one(services):
-    own = {"graft_host", "graft_plugins_folder"}
-    for name in OURS:
-        named = {key.lower() for key in services[name]["environment"] if key.startswith("GRAFT_")}
-        assert {key.removeprefix("graft_") for key in named - own} <= set(Settings.model_fields)
+@pytest.mark.parametrize("page", ["docker-compose.yml", ".env.example", "docs/deploy.md"])
+def test_every_variable_that_is_named_is_a_setting_or_one_of_composes(page):
+    settings = {f"GRAFT_{name.upper()}" for name in Settings.model_fields}
+    own = set(re.findall(r"\$\{(GRAFT_\w+)", (ROOT / "docker-compose.yml").read_text()))
+    assert set(re.findall(r"\bGRAFT_[A-Z_]*[A-Z]\b", (ROOT / page).read_text())) <= settings | own
+
+
+def test_the_override_of_a_second_host_publishes_what_its_worker_reaches(resolve, tmp_path):
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    (override,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (second,) = re.findall(r"```\n(\s+GRAFT_HOST=host-2.*?)```", page, re.DOTALL)
+    (tmp_path / "over.yml").write_text(textwrap.dedent(override))
+    resolved = resolve(
+        tmp_path, tmp_path / "over.yml", **dict(line.strip().split("=", 1) for line in second.strip().splitlines())
+    )
+    services = json.loads(resolved.stdout)["services"]
+    published = {
+        name: [f"{port['host_ip']}:{port['published']}" for port in services[name]["ports"]] for name in ("postgres", "redis")
+    }
+    worker = services["worker"]
+    for name, variable in (("postgres", "GRAFT_DATABASE_URL"), ("redis", "GRAFT_BROKER_URL")):
+        assert urlsplit(worker["environment"][variable]).netloc.rpartition("@")[2] in published[name]
+    assert worker["environment"]["GRAFT_WORKER_NAME"] == "host-2-gpu"
+    (data,) = [volume for volume in worker["volumes"] if volume["target"] == "/data"]
+    assert (data["type"], data["source"]) == ("bind", "/srv/graft")
 
 
 def test_the_gpus_are_the_workers_and_the_other_worker_has_none(services):

@@ -82,6 +82,11 @@ def test_postgres_is_healthy_by_its_own_check(stack):
     assert stack.check("postgres").returncode == 0
 
 
+def test_the_api_refuses_to_start_before_the_migration(stack):
+    assert stack.start("api").wait(60) != 0
+    assert "run `python -m store.upgrade`" in stack.log("api").read_text()
+
+
 def test_a_job_runs_from_its_spec_to_its_weights(services, client, tmp_path):
     job = client.submit(
         {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sqlite3
 import threading
 import time
 from contextlib import closing
@@ -12,12 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 from sqlalchemy.exc import OperationalError
 
 from sandbox import Sandbox
 from store import commands, leases
+from store.database import Database
+from store.tables import Job
 from worker import supervisor as supervising
 from worker.devices import Slot
+
+pytestmark = pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
 
 
 def test_every_event_is_committed_once_and_in_order(bench: Any) -> None:
@@ -286,16 +290,23 @@ def test_the_next_attempt_is_given_the_checkpoints_and_clears_what_the_last_one_
     assert bench.job(job).state == "succeeded"
 
 
-def test_the_job_waits_for_a_database_that_is_locked(bench: Any, tmp_path: Path) -> None:
+def test_the_job_waits_for_a_database_that_is_locked(bench: Any) -> None:
     job = bench.submit(labels={"steps": "50"})
     supervisor = bench.supervisor("trainers:steady")
-    blocker = sqlite3.connect(tmp_path / "graft.db", isolation_level=None, check_same_thread=False)
-    blocker.execute("BEGIN IMMEDIATE")
-    release = threading.Timer(0.5, lambda: blocker.execute("COMMIT"))
-    release.start()
+    other, locked = Database(bench.database.url), threading.Event()
+
+    def lock() -> None:
+        with other.write() as session:
+            session.execute(update(Job).values(name="locked"))
+            locked.set()
+            time.sleep(0.5)
+
+    blocker = threading.Thread(target=lock)
+    blocker.start()
+    assert locked.wait(5)
     supervisor.run()
-    release.join()
-    blocker.close()
+    blocker.join()
+    other.dispose()
 
     assert bench.job(job).state == "succeeded"
     assert len([loss for data in bench.data(job, "iterations") for loss in data["losses"]]) == 50
