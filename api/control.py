@@ -32,7 +32,7 @@ def cancel_job(job_id: JobId, service: Svc) -> Response:
 
 @router.post("/pause", summary="Pause a job", response_model=schemas.Job, responses=CONFLICTS)
 def pause_job(job_id: JobId, service: Svc) -> Response:
-    """A waiting job is paused at once; a running one stops between two steps, until then it has `requested: pause`.
+    """A waiting job is paused at once; a running one writes a checkpoint where it stands; until then it has `requested: pause`.
 
     A paused job gives its slot to others. Its attempt is over, but does not count as a failure.
     """
@@ -42,7 +42,7 @@ def pause_job(job_id: JobId, service: Svc) -> Response:
 
 @router.post("/resume", summary="Resume a job", response_model=schemas.Job, responses=CONFLICTS)
 def resume_job(job_id: JobId, service: Svc) -> Response:
-    """A paused job goes back to its place in the queue, and on from its last checkpoint; the event `rewound` says from where.
+    """A paused job goes back to its place in the queue, and on from where it stood; the event `rewound` says from where.
 
     A pause that was not yet obeyed is withdrawn.
     """

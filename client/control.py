@@ -29,7 +29,7 @@ def pause(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def resume(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
-    """Put a paused job back into its queue; it goes on from its last checkpoint."""
+    """Put a paused job back into its queue; it goes on from where it stood."""
     with service(url, as_json) as client:
         show_answer(client.resume(job_id), _told, as_json)
 

@@ -137,23 +137,38 @@ def test_a_trainer_killed_within_an_epoch_goes_on_from_its_last_step_checkpoint(
     assert set(folder.glob("*/*")) == kept
 
 
-def test_a_paused_job_goes_on_from_its_checkpoint_with_the_same_losses(bench: Any) -> None:
+def pause(bench: Any, job: int) -> None:
+    with bench.database.write() as session:
+        commands.pause(session, job, by="api")
+
+
+def stop(bench: Any, job: int) -> None:
+    bench.stop.set()
+
+
+@pytest.mark.parametrize(("halt", "state"), [(pause, "paused"), (stop, "queued")])
+def test_a_job_that_is_halted_within_an_epoch_loses_no_step(bench: Any, halt: Any, state: str) -> None:
     whole = submit(bench, "Tiny", training={"epochs": 3})
     bench.run()
-    paused = submit(bench, "Slow", training={"epochs": 3})
+    halted = submit(bench, "Slow", training={"epochs": 3})
     running = bench.run_aside()
-    bench.wait_for(paused, "checkpoint", seconds=30)
-    with bench.database.write() as session:
-        commands.pause(session, paused, by="api")
+    bench.wait_for(halted, "checkpoint", seconds=30)
+    halt(bench, halted)
     running.join(10)
-    assert (bench.job(paused).state, bench.job(paused).failures) == ("paused", 0)
-    with bench.database.write() as session:
-        commands.resume(session, paused, by="api")
+    found = bench.job(halted)
+    assert (found.state, found.failures) == (state, 0)
+    assert found.step % 51, "the test is of a halt within an epoch"
+    assert bench.data(halted, "checkpoint")[-1]["step"] == found.step
+    bench.stop.clear()
+    if state == "paused":
+        with bench.database.write() as session:
+            commands.resume(session, halted, by="api")
     bench.run()
 
-    assert (bench.job(paused).state, bench.job(paused).attempt) == ("succeeded", 2)
-    assert bench.data(paused, "rewound")[0]["to_step"] in (51, 102)
-    assert losses_of(bench, paused) == losses_of(bench, whole)
+    assert (bench.job(halted).state, bench.job(halted).attempt) == ("succeeded", 2)
+    assert bench.data(halted, "rewound") == [{"to_step": found.step}]
+    assert sum(len(data["losses"]) for data in bench.data(halted, "iterations")) == 153, "no step was done twice"
+    assert losses_of(bench, halted) == losses_of(bench, whole)
 
 
 def test_a_failure_is_typed_by_what_it_is() -> None:
