@@ -15,6 +15,7 @@ from client.tables import plain_table, size
 
 _SHOWN_ROWS = 12
 _SHOWN_KINDS = 3
+_PARAMETERS_WIDTH = 30
 _NUMBER = re.compile(r"\d+")
 
 
@@ -31,7 +32,7 @@ def transfer_view(transfer: Json) -> RenderableType:
         (f"{share:.1%}", "bold"),
         " of the model outside its head.",
     )
-    return Group(summary, _modules(transfer["modules"]), *_left_out(transfer))
+    return Group(summary, "", _modules(transfer["modules"]), *_left_out(transfer))
 
 
 def _modules(modules: Iterable[Json]) -> Table:
@@ -52,24 +53,20 @@ def _modules(modules: Iterable[Json]) -> Table:
 
 
 def _left_out(transfer: Json) -> list[RenderableType]:
-    """Tables of the model's tensors that were not loaded and of the source's that were not used."""
-    targets = [(entry["key"], entry["reason"]) for entry in transfer["targets"] if entry["status"] != "loaded"]
-    sources = [(entry["key"], entry["reason"]) for entry in transfer["sources"] if entry["status"] != "used"]
-    shown: list[RenderableType] = []
-    for title, entries in (("in the model, not loaded", targets), ("in the source, not used", sources)):
-        if not entries:
-            continue
-        table = plain_table()
-        table.add_column(title)
-        table.add_column("tensors", justify="right")
-        table.add_column("why")
-        rows = collapse(entries)
+    """A table of the model's tensors that were not loaded, and of the source's that were not used, if there are any."""
+    table = plain_table()
+    table.add_column("left out")
+    table.add_column("tensors", justify="right")
+    table.add_column("why")
+    for title, entries, good in (("the model's", transfer["targets"], "loaded"), ("the source's", transfer["sources"], "used")):
+        rows = collapse((entry["key"], entry["reason"]) for entry in entries if entry["status"] != good)
+        if rows:
+            table.add_row(title, style="dim")
         for pattern, reason, count in rows[:_SHOWN_ROWS]:
-            table.add_row(escape(pattern), str(count), escape(reason))
+            table.add_row(f"  {escape(pattern)}", str(count), escape(reason))
         if len(rows) > _SHOWN_ROWS:
-            table.add_row(f"and {len(rows) - _SHOWN_ROWS} more kinds", "", "all of them: --json", style="dim")
-        shown.append(table)
-    return shown
+            table.add_row(f"  and {len(rows) - _SHOWN_ROWS} more kinds", "", "all of them: --json", style="dim")
+    return ["", table] if table.row_count else []
 
 
 def collapse(entries: Iterable[tuple[str, str | None]]) -> list[tuple[str, str, int]]:
@@ -97,7 +94,7 @@ def groups_view(groups: Json) -> RenderableType:
     table.add_column("group", no_wrap=True)
     for name in ("tensors", "elements", *names):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("parameters", overflow="fold")
+    table.add_column("parameters", overflow="ellipsis", no_wrap=True, max_width=_PARAMETERS_WIDTH)
     for row in rows[:_SHOWN_ROWS]:
         held = row["hyperparameters"]
         values = ["frozen" if row["frozen"] and name == "lr" else _value(held.get(name)) for name in names]

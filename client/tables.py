@@ -38,7 +38,7 @@ def jobs_view(jobs: Sequence[Json]) -> RenderableType:
             escape(job["name"] or ""),
             Text(job["state"], style=STATE_STYLES.get(job["state"], "")),
             progress_text(job),
-            figure(job["best"]["figures"].get("top1") if job["best"] else None),
+            figure((job["best"] or {}).get("top1")),
             escape(job["spec"]["model"]["name"]),
             ago(job["created_at"]),
         )

@@ -96,7 +96,7 @@ def test_wrong_usage_is_status_2(graft):
 
 
 def test_jobs_are_a_table_or_json(service, graft, job):
-    done = {**job, "id": 6, "name": "[red]x", "state": "succeeded", "best": {"step": 9, "epoch": 1, "figures": {"top1": 0.975}}}
+    done = {**job, "id": 6, "name": "[red]x", "state": "succeeded", "best": {"step": 9, "epoch": 1, "top1": 0.975}}
     service.answer("/jobs", {"data": [job, done], "has_more": False, "next": None})
     rows = graft("jobs", "--label", "team:web").stdout.splitlines()
     assert service.asked[0][2] == {"label": "team:web", "limit": "20"}
