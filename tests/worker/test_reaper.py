@@ -13,8 +13,6 @@ from worker.devices import Devices
 from worker.reaper import Reaper
 from worker.runner import Runner
 
-pytestmark = pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
-
 
 class Told:
     """Hints that are only written down."""
