@@ -44,6 +44,10 @@ test: setup ## Run the whole suite (arguments by ARGS="-k cancel")
 test-gpu: setup ## Run the tests that need a CUDA device
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
+.PHONY: chaos
+chaos: setup ## Kill at random what trains jobs, and see that nobody can tell (ARGS="--faults 30 --seed 7")
+	@$(BIN)/python tests/chaos/faults.py $(ARGS)
+
 .PHONY: lint
 lint: setup ## Check style and formatting
 	@$(BIN)/ruff check .
@@ -74,9 +78,11 @@ bench: setup ## Measure the loop, the start of a job and the service
 	@$(BIN)/python benchmarks/service.py
 
 .PHONY: lock
-lock: $(UV) ## Pin the newest versions that pyproject.toml allows, with hashes
+lock: $(UV) ## Pin the newest versions that pyproject.toml allows, with hashes (the image's: the same, less the dev extra)
 	@$(UV) pip compile --universal --generate-hashes --python-version 3.11 --all-extras --no-header --quiet --upgrade \
 		pyproject.toml --output-file requirements.lock
+	@$(UV) pip compile --universal --generate-hashes --python-version 3.11 --extra timm --extra demo --no-header --no-annotate --quiet \
+		--constraints requirements.lock pyproject.toml --output-file requirements-prod.lock
 
 .PHONY: clean
 clean: ## Remove caches and build outputs (.venv and your data stay)

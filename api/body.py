@@ -14,10 +14,23 @@ from api.problems import ProblemError
 
 async def json_object(request: Request) -> dict[str, Any]:
     """The JSON object in the body. Raises ProblemError: 415 another content type, 413 too large, 400 no JSON object."""
+    _must_be_json(request)
+    return parse_object(await _read(request, service_of(request).settings.max_body))
+
+
+async def json_patch(request: Request) -> dict[str, Any]:
+    """As `json_object`; no body at all is a patch that changes nothing."""
+    body = await _read(request, service_of(request).settings.max_body)
+    if not body:
+        return {}
+    _must_be_json(request)
+    return parse_object(body)
+
+
+def _must_be_json(request: Request) -> None:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
-        raise ProblemError(415, "unsupported-media-type", "send the spec as JSON, with `Content-Type: application/json`")
-    return parse_object(await _read(request, service_of(request).settings.max_body))
+        raise ProblemError(415, "unsupported-media-type", "send JSON, with `Content-Type: application/json`")
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -31,7 +32,7 @@ Which = Annotated[
 @router.get("", summary="List checkpoints", response_model=schemas.Checkpoints, responses=problems.responses(404))
 def get_checkpoints(job_id: JobId, service: Svc) -> Response:
     """Those that are kept by the spec's rule (`checkpoint.keep_last`, `keep_best`), oldest first, with their figures."""
-    _, found = _kept(service, job_id)
+    _, found = kept(service, job_id)
     fields = ("step", "epoch", "figures", "best", "sha256", "bytes")
     data = []
     for item in found:
@@ -61,8 +62,8 @@ def get_checkpoints(job_id: JobId, service: Svc) -> Response:
 )
 def get_checkpoint_file(job_id: JobId, which: Which, name: FileName, service: Svc, request: Request) -> Response:
     """The weights as safetensors, or what they are: architecture, classes, preprocessing, figures, hashes."""
-    state, found = _kept(service, job_id)
-    chosen = _choose(job_id, state, which, found)
+    state, found = kept(service, job_id)
+    chosen = _demand(job_id, state, which, found)
     stored, media_type = FILES[name]
     root = service.settings.data_dir.resolve()
     path = (root / chosen["path"] / stored).resolve()
@@ -98,18 +99,24 @@ class _Download(FileResponse):
             await problem.response()(scope, receive, send)
 
 
-def _kept(service: Service, job_id: int) -> tuple[str, list[dict[str, Any]]]:
+def kept(service: Service, job_id: int) -> tuple[str, list[dict[str, Any]]]:
+    """The job's state, and its checkpoints, oldest first. Raises NotFound."""
     with service.database.read() as session:
         return jobs.get(session, job_id).state, events.checkpoints(session, job_id)
 
 
-def _choose(job_id: int, state: str, which: str, found: list[dict[str, Any]]) -> dict[str, Any]:
+def choose(found: Sequence[dict[str, Any]], which: str) -> dict[str, Any] | None:
+    """That of `best`, `last` or a step among a job's checkpoints; None where it is not there."""
+    if which == "best":
+        return next((item for item in found if item["best"]), found[-1] if found else None)
+    return next((item for item in found[::-1] if which == "last" or item["step"] == int(which)), None)
+
+
+def _demand(job_id: int, state: str, which: str, found: list[dict[str, Any]]) -> dict[str, Any]:
     if not found:
-        raise ProblemError(404, "not-yet", f"job {job_id} is {state} and has no checkpoint; one is written after each epoch")
-    if which == "last":
-        return found[-1]
-    for item in found:
-        if item["best"] if which == "best" else item["step"] == int(which):
-            return item
+        detail = f"job {job_id} is {state} and has no checkpoint; its checkpoint.every says when one is written"
+        raise ProblemError(404, "not-yet", detail)
+    if (chosen := choose(found, which)) is not None:
+        return chosen
     steps = ", ".join(str(item["step"]) for item in found)
     raise ProblemError(404, "not-found", f"job {job_id} keeps no checkpoint '{which}'; it keeps those of steps {steps}")

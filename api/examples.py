@@ -1,4 +1,4 @@
-"""Specs that work, for the OpenAPI page. The tests plan each of them."""
+"""What works, for the OpenAPI page. The tests send each of them."""
 
 from __future__ import annotations
 
@@ -41,4 +41,18 @@ SPECS: dict[str, dict[str, Any]] = {
             "training": {"epochs": 5},
         },
     },
+}
+
+FORKS: dict[str, dict[str, Any]] = {
+    "again": {"summary": "The same once more: to try a failed job again", "value": {}},
+    "finer": {
+        "summary": "A tenth of the learning rate, for three more epochs",
+        "value": {"name": "finer", "optimizer": {"lr": 1e-4}, "training": {"epochs": 3}},
+    },
+    "scratch": {"summary": "The same spec without pretrained weights", "value": {"pretrained": None}},
+}
+
+JOB_PATCHES: dict[str, dict[str, Any]] = {
+    "sooner": {"summary": "Before all others in its queue", "value": {"priority": 100}},
+    "labels": {"summary": "Another team, and no longer a draft", "value": {"labels": {"team": "search", "draft": None}}},
 }

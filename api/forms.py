@@ -59,6 +59,7 @@ class LogText:
 def _state(event: StoredEvent, data: dict[str, Any]) -> Iterator[str]:
     said = {
         "queued": "The job waits in its queue",
+        "paused": "The job is paused",
         "running": f"Attempt {event.attempt} runs",
         "succeeded": "The job succeeded",
         "failed": "The job failed",

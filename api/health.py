@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Path, Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from api import problems, schemas
 from api.dependencies import Service, Svc
 from api.problems import ProblemError
 from core.errors import Fault
+from core.spec import Name
 from store import jobs, workers
 from store.clock import iso
+from store.workers import WorkerStatus
 
 router = APIRouter(tags=["service"])
 
@@ -24,8 +27,20 @@ def get_workers(service: Svc) -> Response:
     with service.database.read() as session:
         found = workers.listing(session)
         queues = jobs.counts(session)
-    data = [{**asdict(worker), "started_at": iso(worker.started_at), "seen_at": iso(worker.seen_at)} for worker in found]
-    return Response(orjson.dumps({"data": data, "queues": queues}), media_type="application/json")
+    return Response(orjson.dumps({"data": [_view(worker) for worker in found], "queues": queues}), media_type="application/json")
+
+
+@router.post("/workers/{name}/drain", summary="Drain a worker", response_model=schemas.Worker, responses=problems.responses(404))
+def drain_worker(name: Annotated[Name, Path(description="As GET /workers calls it.")], service: Svc) -> Response:
+    """It takes no new job from now on, finishes those it runs, and leaves: before its host is serviced, for example."""
+    with service.database.write() as session:
+        workers.drain(session, name)
+        worker = next(worker for worker in workers.listing(session) if worker.name == name)
+    return Response(orjson.dumps(_view(worker)), media_type="application/json")
+
+
+def _view(worker: WorkerStatus) -> dict[str, Any]:
+    return {**asdict(worker), "started_at": iso(worker.started_at), "seen_at": iso(worker.seen_at)}
 
 
 @router.get("/health/live", summary="Does it live", response_model=schemas.Health)

@@ -1,10 +1,11 @@
-"""Jobs: submit, list, look at, cancel."""
+"""Jobs: submit, list, look at."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import orjson
@@ -17,7 +18,7 @@ from api.dependencies import INT64, JobId, Service, Svc
 from api.problems import ProblemError
 from core.errors import Fault, did_you_mean
 from core.events import JobState
-from store import commands, jobs, workers
+from store import jobs, workers
 from store.clock import iso
 from store.tables import Job
 
@@ -36,6 +37,10 @@ Labels = Annotated[
     list[str] | None,
     Query(description="`key:value`, split at the first colon; repeat it, and all must fit.", examples=[["team:web"]]),
 ]
+CREATED: dict[int | str, dict[str, Any]] = {
+    201: {"headers": {"Location": {"description": "The job.", "schema": {"type": "string"}}}},
+    200: {"model": schemas.Job, "description": "The job that this Idempotency-Key made before."},
+}
 State = Annotated[str | None, Query(description=f"One of {', '.join(schemas.STATES)}.", examples=["running"])]
 
 
@@ -44,11 +49,7 @@ State = Annotated[str | None, Query(description=f"One of {', '.join(schemas.STAT
     summary="Submit a job",
     status_code=201,
     response_model=schemas.Job,
-    responses={
-        201: {"headers": {"Location": {"description": "The job.", "schema": {"type": "string"}}}},
-        200: {"model": schemas.Job, "description": "The job that this Idempotency-Key made before."},
-        **problems.responses(400, 409, 413, 415),
-    },
+    responses={**CREATED, **problems.responses(400, 409, 413, 415)},
     openapi_extra=plans.SPEC_BODY,
 )
 async def post_job(body: plans.Body, service: Svc, idempotency_key: Key = None) -> Response:
@@ -57,12 +58,11 @@ async def post_job(body: plans.Body, service: Svc, idempotency_key: Key = None) 
     What cannot work is refused here, with every place named: parameter groups and rename rules that match nothing, too little
     loaded, unknown datasets, wrong keywords.
     """
-    body_hash = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-    answer = await run_in_threadpool(_made_before, service, idempotency_key, body_hash)
-    if answer is None:
-        planned = await plans.plan(service, body)
-        answer = await run_in_threadpool(_create, service, planned, idempotency_key, body_hash)
-    return answer
+
+    async def make() -> Submission:
+        return Submission(await plans.plan(service, body))
+
+    return await submit(service, idempotency_key, digest(body), make)
 
 
 @router.get("/jobs", summary="List jobs", response_model=schemas.JobPage, responses=problems.responses())
@@ -79,21 +79,35 @@ def get_jobs(
         found, has_more = jobs.find(session, state=wanted, labels=labels, limit=limit, after=after)
         served = _served(session)
         data = [view(session, job, served) for job in found]
-    return _json({"data": data, "has_more": has_more, "next": found[-1].id if has_more else None})
+    return reply({"data": data, "has_more": has_more, "next": found[-1].id if has_more else None})
 
 
 @router.get("/jobs/{job_id}", summary="Look at a job", response_model=schemas.Job, responses=problems.responses(404))
 def get_job(job_id: JobId, service: Svc) -> Response:
     """Where a job stands: its state, progress, figures, and spec."""
     with service.database.read() as session:
-        return _json(view(session, jobs.get(session, job_id)))
+        return reply(view(session, jobs.get(session, job_id)))
 
 
-@router.post("/jobs/{job_id}/cancel", summary="Cancel a job", response_model=schemas.Job, responses=problems.responses(404, 409))
-def cancel_job(job_id: JobId, service: Svc) -> Response:
-    """A queued job ends at once; a running one as soon as its worker obeys, until then it has `requested: cancel`."""
-    with service.database.write() as session:
-        return _json(view(session, commands.cancel(session, job_id, by="api")))
+@dataclass(frozen=True)
+class Submission:
+    """What becomes a job."""
+
+    planned: plans.Planned
+    forked_from: dict[str, Any] | None = None
+
+
+async def submit(service: Service, key: str | None, body_hash: str, make: Callable[[], Awaitable[Submission]]) -> Response:
+    """Make a job, or answer the one that this key made before. Raises ProblemError as `make` does."""
+    answer = await run_in_threadpool(_made_before, service, key, body_hash)
+    if answer is None:
+        answer = await run_in_threadpool(_create, service, await make(), key, body_hash)
+    return answer
+
+
+def digest(body: Any) -> str:
+    """The same for the same JSON, however it was written."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def view(session: Session, job: Job, served: Collection[str] | None = None) -> dict[str, Any]:
@@ -105,6 +119,7 @@ def view(session: Session, job: Job, served: Collection[str] | None = None) -> d
         "id": job.id,
         "name": job.name,
         "labels": job.labels,
+        "priority": job.priority,
         "state": job.state,
         "requested": job.requested,
         "spec": job.spec,
@@ -116,6 +131,7 @@ def view(session: Session, job: Job, served: Collection[str] | None = None) -> d
         "attempt": job.attempt,
         "failures": job.failures,
         "failure": job.failure,
+        "forked_from": job.forked_from,
         "position": jobs.position(session, job),
         "eta_seconds": _eta(job),
         "warnings": [*job.plan.get("warnings", []), *_unserved(session, job, served)],
@@ -136,9 +152,10 @@ def _made_before(service: Service, key: str | None, body_hash: str) -> Response 
         return None if job is None else _located(view(session, job), status=200)
 
 
-def _create(service: Service, planned: plans.Planned, key: str | None, body_hash: str) -> Response:
+def _create(service: Service, made: Submission, key: str | None, body_hash: str) -> Response:
+    spec, facts = made.planned.spec, made.planned.facts
     with service.database.write() as session:
-        job, new = jobs.create(session, spec=planned.spec, plan=planned.facts, key=key, body_hash=body_hash)
+        job, new = jobs.create(session, spec=spec, plan=facts, key=key, body_hash=body_hash, forked_from=made.forked_from)
     if new:  # after the commit, so that the worker finds what it is told of
         service.hints.send(job.queue)
     with service.database.read() as session:
@@ -151,7 +168,8 @@ def _located(answer: dict[str, Any], status: int) -> Response:
     )
 
 
-def _json(answer: dict[str, Any]) -> Response:
+def reply(answer: dict[str, Any]) -> Response:
+    """A job, or a page of them, as it is sent."""
     return Response(orjson.dumps(answer), media_type="application/json")
 
 
@@ -165,7 +183,7 @@ def _eta(job: Job) -> float | None:
 
 
 def _served(session: Session) -> set[str]:
-    return {queue for worker in workers.listing(session) if worker.alive for queue in worker.queues}
+    return {queue for worker in workers.listing(session) if worker.alive and not worker.draining for queue in worker.queues}
 
 
 def _unserved(session: Session, job: Job, served: Collection[str] | None) -> list[str]:

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from api.problems import Problem
+from api.schemas import JobPatch
 from core.spec import JobSpec
 
 DESCRIPTION = """
@@ -30,7 +31,7 @@ curl -N localhost:8000/jobs/1/logs?follow=true
 
 TAGS = [
     {"name": "plans", "description": "Check a spec and see what it would do, without training."},
-    {"name": "jobs", "description": "Submit, list, look at and cancel jobs."},
+    {"name": "jobs", "description": "Submit, list, look at, change and stop jobs."},
     {"name": "log", "description": "Everything that happened to a job, in order, by one cursor: `seq`."},
     {"name": "reports", "description": "The log, put together: losses, the transfer report, the parameter groups."},
     {"name": "checkpoints", "description": "The trained weights and what they are."},
@@ -60,7 +61,7 @@ def _schema(app: FastAPI) -> dict[str, Any]:
         tags=app.openapi_tags,
     )
     components = document["components"]["schemas"]
-    components.update(_definitions([JobSpec, Problem], "validation"))
+    components.update(_definitions([JobSpec, JobPatch, Problem], "validation"))
     for name in ("HTTPValidationError", "ValidationError"):
         components.pop(name, None)
     return document

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from api import examples, problems, schemas
 from api.body import json_object
+from api.checkpoints import choose
 from api.dependencies import INT64, Service, Svc
 from api.problems import ProblemError
 from core.errors import Fault
@@ -45,6 +46,11 @@ class Planned:
     spec: dict[str, Any]
     plan: dict[str, Any]
     pinned: dict[str, Any]
+
+    @property
+    def source(self) -> str:
+        """Where the pretrained weights come from; empty where the job trains from scratch."""
+        return self.spec["pretrained"]["source"] if self.spec.get("pretrained") else ""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -120,13 +126,14 @@ def _failed(service: Service, error: CallFailed) -> ProblemError:
 
 
 def _pin(service: Service, spec: JobSpec) -> dict[str, Any]:
-    """The weights of an earlier job, where the spec has `job:ID`: those of its best checkpoint, as they lie now."""
+    """The weights of an earlier job as they lie now: of its best checkpoint for `job:ID`, else of `job:ID@WHICH`."""
     source = "" if spec.pretrained is None else spec.pretrained.source
     if not source.startswith("job:"):
         return {}
-    if not re.fullmatch(r"job:[0-9]{1,19}", source) or int(source[4:]) > INT64:
-        raise _refused(f"'{source}' names no job; write job:ID, with the number that GET /jobs shows")
-    job_id = int(source[4:])
+    named = re.fullmatch(r"job:([0-9]{1,19})(?:@([0-9]{1,18}|best|last))?", source)
+    if named is None or int(named[1]) > INT64:
+        raise _refused(f"'{source}' names no job; write job:ID or job:ID@STEP, with the number that GET /jobs shows")
+    job_id = int(named[1])
     try:
         with service.database.read() as session:
             job = jobs.get(session, job_id)
@@ -134,8 +141,11 @@ def _pin(service: Service, spec: JobSpec) -> dict[str, Any]:
     except NotFound:
         raise _refused(f"there is no job {job_id}") from None
     if not found:
-        raise _refused(f"job {job_id} is {job.state} and has no checkpoint yet; one is written after each epoch")
-    chosen = next((item for item in found if item["best"]), found[-1])
+        raise _refused(f"job {job_id} is {job.state} and has no checkpoint yet; its checkpoint.every says when one is written")
+    chosen = choose(found, named[2] or "best")
+    if chosen is None:
+        steps = ", ".join(str(item["step"]) for item in found)
+        raise _refused(f"job {job_id} keeps no checkpoint '{named[2]}'; it keeps those of steps {steps}")
     path = service.settings.data_dir / chosen["path"]
     return {source: {"path": str(path), "sha256": chosen["sha256"], "step": chosen["step"]}}
 

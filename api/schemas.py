@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from core.events import KINDS, Event, Failure, Figure, GroupsData, JobState, TransferData
-from core.spec import JobSpec
+from core.spec import MOST_LABELS, JobSpec, Label, Name, Priority
 
 Time = Annotated[str, Field(description="ISO 8601, UTC.", examples=["2026-01-31T12:00:00.123Z"])]
 STATES: tuple[JobState, ...] = get_args(JobState)
@@ -60,14 +60,22 @@ class Links(BaseModel):
     checkpoints: str
 
 
+class ForkedFrom(BaseModel):
+    """The job that a fork was made of."""
+
+    job: int
+    step: int | None = Field(description="Of the checkpoint whose weights it began with; null where it took none.")
+
+
 class Job(BaseModel):
     """A job."""
 
     id: int
     name: str | None
     labels: dict[str, str]
+    priority: int = Field(description="Higher goes first.")
     state: JobState
-    requested: str | None = Field(description="A command that was not yet obeyed, such as `cancel`.")
+    requested: str | None = Field(description="A command that was not yet obeyed: `cancel` or `pause`.")
     spec: JobSpec = Field(description="With every default filled in.")
     progress: Progress
     latest: Latest
@@ -75,6 +83,7 @@ class Job(BaseModel):
     attempt: int = Field(description="How often a worker has taken it.")
     failures: int = Field(description="Lost attempts in a row; at `spec.resources.max_attempts` the job fails.")
     failure: Failure | None
+    forked_from: ForkedFrom | None = Field(description="Where a fork comes from.")
     position: int | None = Field(description="While queued: how many go before it.")
     eta_seconds: float | None = Field(description="While running, once it can be told: until the last step.")
     warnings: list[str] = Field(description="What the plan warned of; and, while queued, whether no worker serves its queue.")
@@ -83,6 +92,16 @@ class Job(BaseModel):
     started_at: Time | None
     ended_at: Time | None
     links: Links
+
+
+class JobPatch(BaseModel):
+    """What of a job may change, as a JSON merge patch."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Name | None = None
+    labels: dict[Name, Label | None] | None = Field(default=None, max_length=MOST_LABELS, description="null takes one away.")
+    priority: Priority | None = Field(default=None, description="Higher goes first; null is 0.")
 
 
 class JobPage(BaseModel):
@@ -164,6 +183,7 @@ class Worker(BaseModel):
     queues: list[str]
     devices: dict[str, Any]
     running: list[int] = Field(description="Ids of jobs.")
+    draining: bool = Field(description="It takes no new job, and leaves once it runs none.")
     started_at: Time
     seen_at: Time
 

@@ -74,6 +74,8 @@ class Follower:
     def _on_state(self, data: Json, _step: int) -> None:
         if data["state"] == "queued" and data.get("reason"):
             self._line(f"back in the queue: {data['reason']}", style="yellow")
+        if data["state"] == "paused":
+            self._line("paused; it goes on when it is resumed", style="yellow")
 
     def _on_transfer(self, data: Json, _step: int) -> None:
         if self._transfer:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
+from urllib.parse import quote
 
 import httpx
 
@@ -127,6 +128,29 @@ class Client:
     def cancel(self, job_id: int) -> Json:
         """The job, cancelled if it was queued, else with `requested: cancel`."""
         return self._json("POST", f"/jobs/{job_id}/cancel")
+
+    def pause(self, job_id: int) -> Json:
+        """The job, paused if it waited, else with `requested: pause`."""
+        return self._json("POST", f"/jobs/{job_id}/pause")
+
+    def resume(self, job_id: int) -> Json:
+        """The job, back in its queue."""
+        return self._json("POST", f"/jobs/{job_id}/resume")
+
+    def fork(self, job_id: int, patch: Json, *, checkpoint: str | None = None, key: str | None = None) -> Json:
+        """A new job of this one's spec, changed by a JSON merge patch, on its weights."""
+        headers = {"Idempotency-Key": key} if key else {}
+        return self._json("POST", f"/jobs/{job_id}/fork", body=patch, query={"checkpoint": checkpoint}, headers=headers)
+
+    def change(self, job_id: int, patch: Json) -> Json:
+        """The job, with another `name`, `labels` or `priority`, by a JSON merge patch."""
+        return self._json("PATCH", f"/jobs/{job_id}", body=patch)
+
+    # Workers
+
+    def drain(self, worker: str) -> Json:
+        """The worker, which takes no new job from now on."""
+        return self._json("POST", f"/workers/{quote(worker, safe='')}/drain")
 
     # Reading a job
 

@@ -24,7 +24,7 @@ DATA_DIR = "graft-data"
 WORKER_NAME = "embedded"
 """Fixed, so that a worker that starts again knows the leases of the one that died, and gives them back at once."""
 READY_SECONDS = 180.0
-STOP_SECONDS = 10.0
+STOP_SECONDS = 30.0
 LONGEST_BACKOFF = 30.0
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
@@ -131,6 +131,7 @@ class Child:
         self._command = [sys.executable, "-P", "-m", name, *arguments]
         self._environment = environment
         self._deaths = 0
+        self._left = False
         self._start()
 
     def _start(self) -> None:
@@ -155,8 +156,12 @@ class Child:
         return f"signal {-status}" if status < 0 else f"exit status {status}"
 
     def keep(self, note: Callable[[str], None]) -> None:
-        """Start it again if it died: soon at first, later after up to half a minute."""
-        if self.alive():
+        """Start it again if it died: soon at first, later after up to half a minute. One that left in order stays away."""
+        if self.alive() or self._left:
+            return
+        if self.process.returncode == 0:
+            self._left = True
+            note(f"the {self.name} has left, as it was told to; start `graft serve` again to have one")
             return
         now = time.monotonic()
         if self._again is None:

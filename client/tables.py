@@ -13,7 +13,14 @@ from rich.text import Text
 
 from client.http import Json, RefusedError
 
-STATE_STYLES = {"queued": "cyan", "running": "blue", "succeeded": "green", "failed": "red", "cancelled": "yellow"}
+STATE_STYLES = {
+    "queued": "cyan",
+    "running": "blue",
+    "paused": "magenta",
+    "succeeded": "green",
+    "failed": "red",
+    "cancelled": "yellow",
+}
 
 
 def jobs_view(jobs: Sequence[Json]) -> RenderableType:
@@ -53,6 +60,9 @@ def job_view(job: Json) -> RenderableType:
         facts.add_row("name", escape(job["name"]))
     if job["labels"]:
         facts.add_row("labels", escape(", ".join(f"{name}:{value}" for name, value in job["labels"].items())))
+    if origin := job["forked_from"]:
+        weights = "" if origin["step"] is None else f", on its weights at step {origin['step']}"
+        facts.add_row("forked from", f"job {origin['job']}{weights}")
     facts.add_row("dataset", escape(job["spec"]["dataset"]["source"]))
     facts.add_row("model", escape(job["spec"]["model"]["name"]))
     eta = f", {job['eta_seconds']:.0f} s to go" if job["eta_seconds"] is not None else ""

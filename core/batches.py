@@ -57,12 +57,16 @@ class Loader:
         """Batches per epoch."""
         return len(self._bounds)
 
-    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of one epoch. Draws nothing from the global random state."""
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one epoch, from number `start` on: a slice, nothing before it is read.
+
+        Draws nothing from the global random state.
+        """
         order = self.order(epoch)
         on_device = order.to(self._labels.device)
-        pixels = self._source.batches(order, self._bounds)
-        for (first, last), images in zip(self._bounds, pixels, strict=True):
+        bounds = self._bounds[start:]
+        pixels = self._source.batches(order, bounds)
+        for (first, last), images in zip(bounds, pixels, strict=True):
             yield self._normalise(images), self._labels.index_select(0, on_device[first:last])
 
     def order(self, epoch: int) -> Tensor:

@@ -3,7 +3,7 @@
     STEP/model.safetensors   the weights and buffers, under the model's own names
     STEP/model.json          what one needs to use them: architecture, classes, preprocessing, figures, hash
     STEP/state.safetensors   the optimizer's state by parameter name, and the random generators
-    STEP/state.json          how far the job was, and the hash of every other file
+    STEP/state.json          how far the job was, to the batch, and the hash of every other file
 
 A checkpoint is written beside its place, synced, and renamed into it. `load` verifies every hash: what is damaged is not loaded.
 """
@@ -17,7 +17,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,27 +31,19 @@ from core import randomness
 from core.errors import DiskFullError
 from core.events import Figure
 from core.groups import load_optimizer_state, optimizer_state
+from core.progress import Progress, Tally
 from core.tensorfile import Written, sha256_of, write, write_tensors
 
 if TYPE_CHECKING:
     from core.plan import Prepared
 
-FORMAT = 1
+FORMAT = 2
 _PARTIAL = ".partial"
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that is damaged, or not one; the message says in what."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a job is: optimizer steps and epochs completed, and the figures of its best checkpoint."""
-
-    step: int = 0
-    epoch: int = 0
-    best: dict[str, Figure] | None = None
 
 
 class Saved(NamedTuple):
@@ -76,7 +68,7 @@ def save(
         tensors, values = _state(job.model, job.optimizer)
         state = write_tensors(folder / "state.safetensors", tensors, {})
         files = {"model.safetensors": weights.sha256, "model.json": model.sha256, "state.safetensors": state.sha256}
-        content = {"format": FORMAT, **asdict(progress), "sha256": files, "values": values}
+        content = {"format": FORMAT, "progress": asdict(progress), "sha256": files, "values": values}
         last = _write_json(folder / "state.json", {**content, "check": _check(content)})
         _sync(folder)
         publish()
@@ -111,7 +103,7 @@ def resume(candidates: Sequence[Path], model: nn.Module, optimizer: Optimizer) -
             continue
         model.load_state_dict(weights)
         _restore(model, optimizer, tensors, content["values"])
-        return Progress(step=content["step"], epoch=content["epoch"], best=content["best"])
+        return Progress(**{**content["progress"], "tally": Tally(**content["progress"]["tally"])})
     return None
 
 
@@ -128,7 +120,7 @@ def _model_card(job: Prepared, progress: Progress, figures: Mapping[str, Figure]
         "classes": list(job.dataset.classes),
         "preprocessing": asdict(job.preprocessing),
         "step": progress.step,
-        "epoch": progress.epoch - 1,
+        "epoch": progress.last_epoch,
         "figures": dict(figures),
         "sha256": {"model.safetensors": weights.sha256},
         "dataset": {"source": job.dataset.source, "fingerprint": job.dataset.fingerprint},

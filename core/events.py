@@ -17,7 +17,7 @@ Figure = float | Literal["nan", "inf", "-inf"]
 """A number that JSON can carry: what is not finite goes as text."""
 
 FailureKind = Literal["data", "transfer", "out_of_memory", "non_finite_loss", "disk_full", "worker_lost", "timeout", "crashed"]
-JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+JobState = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 
 
 def figure(value: float) -> Figure:
@@ -159,8 +159,10 @@ class CheckpointData(Data):
 
     kind = "checkpoint"
     step: int
-    epoch: int
-    figures: dict[str, Figure]
+    epoch: int = Field(description="That of its last step, from 0.")
+    figures: dict[str, Figure] = Field(
+        description="`mean_loss` and those of the validation; in the middle of an epoch only `mean_loss`, so far."
+    )
     best: bool = Field(description="Better than every one before it, by the metric of the spec.")
     path: str = Field(description="Relative to the data directory.")
     sha256: str = Field(description="Of model.safetensors.")
@@ -278,7 +280,7 @@ def retained(checkpoints: Sequence[dict[str, Any]], keep_last: int, keep_best: i
     `checkpoints` are the data of the folded `checkpoint` events, oldest first. The one rule of retention: the supervisor prunes
     by it, the API lists by it.
     """
-    ranked = sorted(range(len(checkpoints)), key=lambda i: (_worse(checkpoints[i]["figures"], metric), i))
+    ranked = sorted(range(len(checkpoints)), key=lambda i: (*_worse(checkpoints[i]["figures"], metric), i))
     keep = {*ranked[:keep_best], *range(max(0, len(checkpoints) - keep_last), len(checkpoints))}
     return [checkpoints[i]["step"] for i in sorted(keep)]
 
@@ -288,11 +290,13 @@ def best(checkpoints: Sequence[dict[str, Any]], metric: str) -> dict[str, Any] |
     return min(checkpoints, key=lambda data: _worse(data["figures"], metric), default=None)
 
 
-def _worse(figures: dict[str, Any], metric: str) -> float:
-    """A sort key, lower is better; a figure that is missing or not finite comes last."""
-    if metric not in figures:
-        metric = "mean_loss"
-    value = number(figures.get(metric, math.inf))
+def _worse(figures: dict[str, Any], metric: str) -> tuple[bool, float]:
+    """A sort key, lower is better. What was not validated is worse than all that was, and goes by its mean loss.
+
+    A figure that is missing or not finite comes last among its kind.
+    """
+    validated = metric in figures
+    value = number(figures.get(metric if validated else "mean_loss", math.inf))
     if not math.isfinite(value):
-        return math.inf
-    return -value if metric == "top1" else value
+        return not validated, math.inf
+    return not validated, -value if validated and metric == "top1" else value

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -15,13 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from core import checkpoints
+from core import checkpoints, randomness
 from core.errors import NonFiniteLossError
 from core.events import CheckpointData, Data, EpochData, Figure, Iteration, RewoundData, best, figure
 from core.groups import learning_rates, set_train_mode
 from core.outputs import LossFunction, logits_of, loss_of
 from core.places import Places
 from core.plan import Prepared, prepare
+from core.progress import Pace, Progress, Tally
 from core.readback import Readback
 from core.spec import JobSpec
 
@@ -29,8 +32,8 @@ from core.spec import JobSpec
 class Batches(Protocol):
     """What the loop needs of a loader: `core.batches.Loader` is one."""
 
-    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images, targets) of one epoch, both on the model's device."""
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images, targets) of one epoch from batch `start` on, both on the model's device."""
         ...
 
 
@@ -41,52 +44,61 @@ class _Step(NamedTuple):
 
 
 def train_fn(
-    epoch: int, loader: Batches, model: nn.Module, optimizer: Optimizer, loss_fn: LossFunction, *, step: int = 0
-) -> Generator[Iteration, None, float]:
+    epoch: int, loader: Batches, model: nn.Module, optimizer: Optimizer, loss_fn: LossFunction, *, step: int = 0,
+    losses: Losses | None = None, pause: Callable[[int], bool] = lambda _: False,
+) -> Generator[Iteration | Tally, None, float]:  # fmt: skip
     """One epoch. Yields each iteration, in order, none left out; returns the mean of the losses, weighted by samples.
 
     `step` is how many optimizer steps the job has behind it. Raises NonFiniteLossError at a loss that is NaN or infinite, once
     it, and what was on its way behind it, has been yielded.
+
+    With `losses` of its first batches the epoch goes on after them. Where `pause` is true of the number of completed steps, a
+    Tally is yielded: every loss up to there has been, all were finite, and model, optimizer and generators stand right there.
     """
     set_train_mode(model)
-    losses = _Losses(epoch)
+    losses = losses or Losses(epoch)
     readback: Readback[_Step] = Readback(_device_of(model))
-    for images, targets in loader.batches(epoch):
+    for images, targets in loader.batches(epoch, losses.tally.batches):
         optimizer.zero_grad(set_to_none=True)
         loss = loss_of(model(images), targets, loss_fn)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         for due in readback.push(loss, _Step(step, len(targets), learning_rates(optimizer))):
             yield losses.take(*due)
+        step += 1
+        if pause(step):
+            for due in readback.drain():
+                yield losses.take(*due)
+            if not losses.broken:
+                yield losses.tally
         if losses.broken:
             break
-        step += 1
     for due in readback.drain():
         yield losses.take(*due)
     return losses.mean()
 
 
-class _Losses:
-    """The losses of an epoch as they come off the device: summed in float64, and watched."""
+class Losses:
+    """The losses of an epoch as they come off the device: summed in float64, and watched. `tally`: those of its first batches."""
 
-    def __init__(self, epoch: int) -> None:
+    def __init__(self, epoch: int, tally: Tally = Tally()) -> None:  # noqa: B008 - it is frozen
         self.epoch = epoch
+        self.tally = tally
         self.broken: Iteration | None = None
-        self._sum = 0.0
-        self._samples = 0
 
     def take(self, step: _Step, loss: float) -> Iteration:
+        """The next one."""
         iteration = Iteration(step=step.step, epoch=self.epoch, loss=loss, samples=step.samples, lr=step.lr)
-        self._sum += loss * step.samples
-        self._samples += step.samples
+        self.tally = self.tally.plus(loss, step.samples)
         if self.broken is None and not math.isfinite(loss):
             self.broken = iteration
         return iteration
 
     def mean(self) -> float:
+        """Weighted by samples. Raises NonFiniteLossError."""
         if self.broken is not None:
             raise NonFiniteLossError(f"the loss became {self.broken.loss} at step {self.broken.step}, in epoch {self.epoch + 1}")
-        return self._sum / max(1, self._samples)
+        return self.tally.mean_loss
 
 
 @torch.no_grad()
@@ -110,59 +122,117 @@ def evaluate(model: nn.Module, loader: Batches, loss_fn: LossFunction) -> dict[s
 def fit(
     spec: JobSpec, places: Places, directory: Path, *, device: torch.device | str = "cpu",
     resume: Sequence[Path] | None = None, publish: Callable[[], None] = lambda: None,
+    halts: Callable[[], bool] = lambda: False, clock: Callable[[], float] = time.monotonic,
 ) -> Generator[Iteration | tuple[int, Data], None, None]:  # fmt: skip
     """A whole job: yields each Iteration, and `(step, data)` for every other event.
 
-    In order: the transfer report, the groups, with `resume` a RewoundData, then per epoch its iterations, an EpochData and a
-    CheckpointData. A checkpoint per epoch lies in `directory`, under the number of its step; none is ever removed here.
+    In order: the transfer report, the groups, with `resume` a RewoundData, then per epoch its iterations and an EpochData, and
+    a CheckpointData whenever `checkpoint.every` (by `clock`, where it is minutes) has one written. Checkpoints lie in
+    `directory`, each under the number of its step; none is ever removed here.
 
-    `resume` lists checkpoints, newest first; the first sound one is continued, and the job goes on as if it had never stopped:
-    bit for bit on the CPU. `publish` is called right before a checkpoint appears; it may wait, or raise.
+    `resume` lists checkpoints, newest first; the first sound one is continued, in the middle of its epoch too, and the job goes
+    on as if it had never stopped: bit for bit on the CPU, and with `training.deterministic` on a GPU of the same type.
+    `publish` is called right before a checkpoint appears; it may wait, or raise. Once `halts()` is true a checkpoint is written
+    after the next step, wherever the epoch stands: for the caller to close the generator then, and lose nothing.
     """
     for folder in {directory, *(place.parent for place in resume or ())}:
         checkpoints.clean(folder)
-    job = prepare(spec, places, torch.device(device))
-    yield 0, job.transfer
-    yield 0, job.groups
-    progress = checkpoints.Progress()
-    if resume is not None:
-        progress = checkpoints.resume(resume, job.model, job.optimizer) or progress
-        yield progress.step, RewoundData(to_step=progress.step)
-    try:
-        for epoch in range(progress.epoch, spec.training.epochs):
-            progress = yield from _epoch(epoch, job, progress, directory, publish)
-    finally:
-        job.train.close()
-        job.validation.close()
+    with randomness.deterministic() if spec.training.deterministic else nullcontext():
+        job = prepare(spec, places, torch.device(device))
+        yield 0, job.transfer
+        yield 0, job.groups
+        progress = Progress()
+        if resume is not None:
+            progress = checkpoints.resume(resume, job.model, job.optimizer) or progress
+            yield progress.step, RewoundData(to_step=progress.step)
+        keeper = _Keeper(job, directory, Pace(spec.checkpoint.every, clock), publish, halts)
+        try:
+            while progress.epoch < spec.training.epochs:
+                progress = yield from _epoch(keeper, progress)
+        finally:
+            job.train.close()
+            job.validation.close()
 
 
-def _epoch(
-    epoch: int, job: Prepared, progress: checkpoints.Progress, directory: Path, publish: Callable[[], None]
-) -> Generator[Iteration | tuple[int, Data], None, checkpoints.Progress]:
-    """Train one epoch, validate, write the checkpoint; returns how far the job is then."""
-    start = time.perf_counter()
-    mean = yield from train_fn(epoch, job.train, job.model, job.optimizer, job.loss, step=progress.step)
-    seconds = time.perf_counter() - start
-    step = progress.step + len(job.train)
+@dataclass(frozen=True)
+class _Keeper:
+    """A job that trains, and what becomes of its checkpoints."""
+
+    job: Prepared
+    directory: Path
+    pace: Pace
+    publish: Callable[[], None]
+    halts: Callable[[], bool]
+
+    def due(self, step: int, *, epoch_ends: bool) -> bool:
+        """Whether to write one after `step` completed steps."""
+        return self.pace.due(step, epoch_ends=epoch_ends) or self.halts()
+
+    def leads(self, progress: Progress, figures: dict[str, Figure]) -> bool:
+        """Whether these are better than those of every checkpoint before."""
+        before = [{"figures": progress.best}] if progress.best is not None else []
+        leading = best([*before, {"figures": figures}], self.job.spec.checkpoint.metric)
+        return leading is not None and leading["figures"] is figures
+
+    def wanted(self, progress: Progress, figures: dict[str, Figure]) -> bool:
+        """Whether the end of an epoch is worth a checkpoint."""
+        spec = self.job.spec
+        due = self.due(progress.step, epoch_ends=True) or progress.epoch == spec.training.epochs
+        return due or (spec.checkpoint.keep_best > 0 and self.leads(progress, figures))
+
+    def save(self, progress: Progress, figures: dict[str, Figure]) -> tuple[Progress, CheckpointData]:
+        """Write one; the progress, which knows what is best now, and the event."""
+        leads = self.leads(progress, figures)
+        done = replace(progress, best=figures) if leads else progress
+        saved = checkpoints.save(self.directory, self.job, done, figures, self.publish)
+        self.pace.written()
+        return done, CheckpointData(step=done.step, epoch=done.last_epoch, figures=figures, best=leads, **saved._asdict())
+
+
+def _epoch(keeper: _Keeper, progress: Progress) -> Generator[Iteration | tuple[int, Data], None, Progress]:
+    """Train an epoch, or what is left of it, and write the checkpoints; returns how far the job is then."""
+    job, epoch = keeper.job, progress.epoch
+    begin = progress.step - progress.tally.batches
+    end = begin + len(job.train)
+    losses = Losses(epoch, progress.tally)
+    start = time.perf_counter() - progress.seconds
+    for event in train_fn(
+        epoch, job.train, job.model, job.optimizer, job.loss, step=progress.step, losses=losses,
+        pause=lambda step: step < end and keeper.due(step, epoch_ends=False),
+    ):  # fmt: skip
+        if isinstance(event, Iteration):
+            yield event
+            continue
+        seconds = time.perf_counter() - start
+        progress = replace(progress, step=begin + event.batches, tally=event, seconds=seconds)
+        progress, written = keeper.save(progress, {"mean_loss": figure(event.mean_loss)})
+        yield progress.step, written
+        start = time.perf_counter() - seconds
+    done = Progress(step=end, epoch=epoch + 1, best=progress.best)
+    return (yield from _validate(keeper, done, figure(losses.mean()), time.perf_counter() - start))
+
+
+def _validate(
+    keeper: _Keeper, progress: Progress, mean: Figure, seconds: float
+) -> Generator[tuple[int, Data], None, Progress]:  # fmt: skip
+    """The end of an epoch whose training took `seconds`."""
+    job = keeper.job
     validation = {name: figure(value) for name, value in evaluate(job.model, job.validation, job.loss).items()}
     yield (
-        step,
+        progress.step,
         EpochData(
-            epoch=epoch,
-            mean_loss=figure(mean),
+            epoch=progress.last_epoch,
+            mean_loss=mean,
             validation=validation,
             seconds=seconds,
             samples_per_second=job.train.samples / seconds,
         ),
     )
-    figures: dict[str, Figure] = {"mean_loss": figure(mean), **validation}
-    before = [{"figures": progress.best}] if progress.best is not None else []
-    leading = best([*before, {"figures": figures}], job.spec.checkpoint.metric)
-    is_best = leading is not None and leading["figures"] is figures
-    done = checkpoints.Progress(step=step, epoch=epoch + 1, best=figures if is_best else progress.best)
-    saved = checkpoints.save(directory, job, done, figures, publish)
-    yield step, CheckpointData(step=step, epoch=epoch, figures=figures, best=is_best, **saved._asdict())
-    return done
+    figures: dict[str, Figure] = {"mean_loss": mean, **validation}
+    if keeper.wanted(progress, figures):
+        progress, written = keeper.save(progress, figures)
+        yield progress.step, written
+    return progress
 
 
 def _device_of(model: nn.Module) -> torch.device:

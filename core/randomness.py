@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,27 @@ def generator(*key: int) -> torch.Generator:
     """
     state = np.random.SeedSequence(key).generate_state(1)
     return torch.Generator().manual_seed(int(state[0]))
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Only algorithms that give the same bits each time, while it lasts; an operation that has none raises RuntimeError.
+
+    cuBLAS reads its own variable when it is first used: before that this must begin, in the process.
+    """
+    cudnn = torch.backends.cudnn
+    memory: Any = torch.utils.deterministic  # its type stubs do not know the flag
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    flags = cudnn.deterministic, cudnn.benchmark, memory.fill_uninitialized_memory
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    # a model that reads memory that nobody wrote is broken anyway; to fill it costs each step
+    cudnn.deterministic, cudnn.benchmark, memory.fill_uninitialized_memory = True, False, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        cudnn.deterministic, cudnn.benchmark, memory.fill_uninitialized_memory = flags
 
 
 def capture(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -9,7 +9,16 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from core.errors import Fault, did_you_mean, pointer_of
 
@@ -28,6 +37,8 @@ def _storable(text: str) -> str:
 Text = Annotated[str, Field(max_length=1000), AfterValidator(_storable)]
 Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable)]
 Label = Annotated[str, Field(max_length=200), AfterValidator(_storable)]
+MOST_LABELS = 64
+Priority = Annotated[int, Field(ge=-1000, le=1000)]
 
 
 def _scalar(value: object) -> None:
@@ -114,7 +125,8 @@ class PretrainedSpec(Part):
 
     source: Name = Field(
         description=(
-            "`torchvision:NAME/WEIGHTS`, `file:PATH` (below the inputs directory; .safetensors, .pt, .pth) or `job:ID`."
+            "`torchvision:NAME/WEIGHTS`, `file:PATH` (below the inputs directory; .safetensors, .pt, .pth), "
+            "`job:ID` or `job:ID@STEP`."
         ),
         examples=["torchvision:resnet50/IMAGENET1K_V2", "file:lite0.pth", "job:12"],
     )
@@ -198,11 +210,47 @@ class TrainingSpec(Part):
 
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 1
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    deterministic: bool = Field(
+        default=False,
+        description=(
+            "The same bits each time on one kind of machine, on a GPU too: only algorithms that promise it, which are slower; "
+            "an operation that has none fails."
+        ),
+    )
+
+
+class EverySteps(Part):
+    """Each N optimizer steps of the job."""
+
+    steps: Annotated[int, Field(ge=1, le=10**9)]
+
+
+class EveryMinutes(Part):
+    """At the first step after so many minutes since the last one."""
+
+    minutes: Annotated[float, Field(gt=0, le=10**6)]
+
+
+def _every(value: object, check: ValidatorFunctionWrapHandler) -> object:
+    """One message, where a union gives one for each of its types."""
+    try:
+        return check(value)
+    except ValidationError:
+        raise ValueError('send "epoch", {"steps": 500} or {"minutes": 10}, with a number above 0') from None
 
 
 class CheckpointSpec(Part):
-    """One checkpoint per epoch is written; these are kept."""
+    """When a checkpoint is written, and which are kept."""
 
+    every: Annotated[Literal["epoch"] | EverySteps | EveryMinutes, WrapValidator(_every)] = Field(
+        default="epoch",
+        description=(
+            "`epoch`: after each; or each so many steps or minutes, in the middle of an epoch too, and then also at the end of "
+            "the job and, with `keep_best`, after an epoch that is the best so far. Only those after an epoch have figures of "
+            "validation; the others have the mean loss of their epoch so far, and are never better than one that was validated."
+        ),
+        examples=["epoch", {"steps": 500}, {"minutes": 10}],
+    )
     keep_last: Annotated[int, Field(ge=1, le=1000)] = 1
     keep_best: Annotated[int, Field(ge=0, le=1000)] = 1
     metric: Literal["top1", "loss"] = Field(
@@ -217,10 +265,13 @@ class ResourcesSpec(Part):
         default=None, description="null: one GPU where the worker has any, else the CPU."
     )
     queue: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")] = "default"
-    priority: Annotated[int, Field(ge=-1000, le=1000)] = Field(default=0, description="Higher goes first.")
+    priority: Priority = Field(default=0, description="Higher goes first.")
     max_attempts: Annotated[int, Field(ge=1, le=100)] = Field(
         default=3,
         description="How often in a row the job may be lost to a crash or a dead worker; a new checkpoint starts the count anew.",
+    )
+    max_hours: Annotated[float, Field(gt=0, le=100_000)] | None = Field(
+        default=None, description="How long the job may run, over all its attempts; waiting and paused it does not run."
     )
 
 
@@ -228,7 +279,7 @@ class JobSpec(Part):
     """A transfer-learning job. Only `dataset` and `model` are required."""
 
     name: Name | None = None
-    labels: dict[Name, Label] = Field(default={}, max_length=64)
+    labels: dict[Name, Label] = Field(default={}, max_length=MOST_LABELS)
     dataset: DatasetSpec
     loader: LoaderSpec = LoaderSpec()
     model: ModelSpec

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic_core import PydanticUndefined
 
-from client.cli import EXITS
+from client.terminal import EXITS
 from core.events import KINDS
 from store.settings import Settings
 

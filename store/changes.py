@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, null, update
+from sqlalchemy import ColumnElement, case, null, update
 from sqlalchemy.orm import Session
 
 from core.events import EndData, Failure, JobState, StateData
@@ -26,13 +26,16 @@ def change(
 ) -> Job | None:
     """Move the job that `where` names to state `to`, if the table of states allows it; None where it does not, or no such job.
 
-    Appends the `state` event, and for a final state `end` after it, in the same transaction. `values` are further columns.
+    Appends the `state` event, and for a final state `end` after it, in the same transaction. Where the job comes to rest, in a
+    final state or paused, what was still asked of it is moot. `values` are further columns.
     """
     final = to in FINAL
     if to != "running":
-        values |= {"lease_owner": null(), "lease_until": null()}
+        values |= {"lease_owner": null(), "lease_until": null(), "claimed_at": null(), "ran_seconds": _ran(session)}
+    if final or to == "paused":
+        values |= {"requested": null()}
     if final:
-        values |= {"ended_at": moment(session), "requested": null(), "failure": failure.model_dump() if failure else null()}
+        values |= {"ended_at": moment(session), "failure": failure.model_dump() if failure else null()}
     statement = (
         update(Job)
         .where(where, Job.state.in_(sources(to)))
@@ -46,7 +49,8 @@ def change(
     events = [_event(job, StateData(state=to, reason=reason, by=by))]
     if final:
         events.append(_event(job, EndData(state=to, failure=failure, last_seq=job.last_seq)))
-        _close_commands(session, job.id)
+    if final or to == "paused":
+        close_commands(session, job.id)
     record(session, job.id, attempt=job.attempt, last_seq=job.last_seq, at=at, events=events)
     return job
 
@@ -55,7 +59,14 @@ def _event(job: Job, data: StateData | EndData) -> NewEvent:
     return NewEvent(job.step, data.kind, data.model_dump())
 
 
-def _close_commands(session: Session, job_id: int) -> None:
-    """What was still asked of a job that has ended is moot."""
+def _ran(session: Session) -> ColumnElement[float]:
+    """The running time with that of the attempt which ends now. Past its lease a trainer stands still."""
+    at = moment(session)
+    end = case((Job.lease_until < at, Job.lease_until), else_=at)
+    return case((Job.claimed_at.is_(None), Job.ran_seconds), else_=Job.ran_seconds + end - Job.claimed_at)
+
+
+def close_commands(session: Session, job_id: int) -> None:
+    """Mark whatever is still asked of the job as done."""
     statement = update(Command).where(Command.job_id == job_id, Command.done_at.is_(None))
     session.execute(statement.values(done_at=moment(session)), execution_options={"synchronize_session": False})

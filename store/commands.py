@@ -1,18 +1,25 @@
-"""What people ask of a job that runs. The supervisor polls for it; a row's done mark commits with the event that tells of it."""
+"""What people ask of a job. At once while nobody runs it; else the supervisor polls for it, and obeys.
+
+A row's done mark commits with the event that tells of it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, cast
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from store.changes import change
+from store.changes import change, close_commands
 from store.clock import moment, now
-from store.errors import Conflict, NotFound
+from store.errors import Conflict
 from store.fence import Lease, hold
+from store.jobs import locked
 from store.states import FINAL
 from store.tables import Command, Job
+
+CommandKind = Literal["cancel", "pause"]
 
 
 @dataclass(frozen=True)
@@ -20,35 +27,75 @@ class Pending:
     """A command not yet obeyed, and the lease of the one who is to obey it."""
 
     id: int
-    kind: str
+    kind: CommandKind
     by: str
     lease: Lease
 
 
 def cancel(session: Session, job_id: int, by: str) -> Job:
-    """Cancel the job: at once while it waits, by its worker while it runs. Asking twice is asking once.
+    """Cancel the job: at once while nobody runs it, else by its worker. It overrides a pause. Asking twice is asking once.
 
     Raises NotFound, and Conflict where it has ended.
     """
-    statement = select(Job).where(Job.id == job_id).with_for_update(key_share=True)
-    job = session.scalars(statement, execution_options={"populate_existing": True}).one_or_none()
-    if job is None:
-        raise NotFound(f"there is no job {job_id}")
-    if job.state in FINAL:
-        raise Conflict(f"job {job_id} has ended already: it is {job.state}")
-    if job.state == "queued":
+    job = _unfinished(session, job_id)
+    if job.state != "running":
         return change(session, Job.id == job_id, "cancelled", by=by, reason="cancelled on request") or job
-    if job.requested is None:
-        session.add(Command(job_id=job_id, kind="cancel", by=by, created_at=now(session)))
-        job.requested = "cancel"
+    if job.requested != "cancel":
+        _ask(session, job, "cancel", by)
+    return job
+
+
+def pause(session: Session, job_id: int, by: str) -> Job:
+    """Pause the job: at once while it waits, by its worker while it runs. Asking twice is asking once.
+
+    Raises NotFound, and Conflict where it has ended or is being cancelled.
+    """
+    job = _unfinished(session, job_id)
+    if job.requested == "cancel":
+        raise Conflict(f"job {job_id} is being cancelled; it cannot be paused any more")
+    if job.state == "queued":
+        return change(session, Job.id == job_id, "paused", by=by, reason="paused on request") or job
+    if job.state == "running" and job.requested is None:
+        _ask(session, job, "pause", by)
+    return job
+
+
+def resume(session: Session, job_id: int, by: str) -> Job:
+    """Put a paused job back into its queue, at its old place; withdraw a pause that was not yet obeyed.
+
+    Of a job that waits or runs this asks nothing. Raises NotFound, and Conflict where it has ended or is being cancelled.
+    """
+    job = _unfinished(session, job_id)
+    if job.requested == "cancel":
+        raise Conflict(f"job {job_id} is being cancelled; submit it again by a fork")
+    if job.state == "paused":
+        return change(session, Job.id == job_id, "queued", by=by, reason="resumed on request") or job
+    if job.requested == "pause":
+        job.requested = None
+        close_commands(session, job_id)
         session.flush()
     return job
+
+
+def _unfinished(session: Session, job_id: int) -> Job:
+    """The job, locked until the transaction ends."""
+    job = locked(session, job_id)
+    if job.state in FINAL:
+        raise Conflict(f"job {job_id} has ended already: it is {job.state}")
+    return job
+
+
+def _ask(session: Session, job: Job, kind: CommandKind, by: str) -> None:
+    session.add(Command(job_id=job.id, kind=kind, by=by, created_at=now(session)))
+    job.requested = kind
+    session.flush()
 
 
 def pending(session: Session, lease: Lease) -> list[Pending]:
     """The commands for this job that are not done, oldest first."""
     statement = select(Command.id, Command.kind, Command.by).where(Command.job_id == lease.job_id, Command.done_at.is_(None))
-    return [Pending(*row, lease=lease) for row in session.execute(statement.order_by(Command.id))]
+    rows = session.execute(statement.order_by(Command.id))
+    return [Pending(number, cast("CommandKind", kind), by, lease) for number, kind, by in rows]
 
 
 def done(session: Session, command: Pending) -> None:

@@ -22,17 +22,23 @@ UNFINISHED = [state for state in STATES if state not in FINAL]
 
 
 def create(
-    session: Session, *, spec: dict[str, Any], plan: dict[str, Any], key: str | None = None, body_hash: str | None = None
+    session: Session,
+    *,
+    spec: dict[str, Any],
+    plan: dict[str, Any],
+    key: str | None = None,
+    body_hash: str | None = None,
+    forked_from: dict[str, Any] | None = None,
 ) -> tuple[Job, bool]:
     """A new job, queued, and True; or the one that the same `key` and body made before, and False.
 
-    `spec` is resolved; `plan` holds the plan's facts, of which `steps.total` is read here. Raises Conflict where the key was
-    used for another body.
+    `spec` is resolved; `plan` holds the plan's facts, of which `steps.total` is read here; `forked_from` is `{job, step}`.
+    Raises Conflict where the key was used for another body.
     """
     if key is not None and (job := made_before(session, key, body_hash)) is not None:
         return job, False
     job = _new(spec, plan, now(session))
-    job.idempotency_key, job.body_hash = key, body_hash
+    job.idempotency_key, job.body_hash, job.forked_from = key, body_hash, forked_from
     try:
         with session.begin_nested():
             session.add(job)
@@ -86,6 +92,25 @@ def get(session: Session, job_id: int) -> Job:
     if job is None:
         raise NotFound(f"there is no job {job_id}")
     return job
+
+
+def locked(session: Session, job_id: int) -> Job:
+    """The job as it is now, locked until the transaction ends. Raises NotFound."""
+    statement = select(Job).where(Job.id == job_id).with_for_update(key_share=True)
+    job = session.scalars(statement, execution_options={"populate_existing": True}).one_or_none()
+    if job is None:
+        raise NotFound(f"there is no job {job_id}")
+    return job
+
+
+def edit(session: Session, job: Job, *, name: str | None, labels: dict[str, str], priority: int) -> None:
+    """Change what of a `locked` job may change; its spec says the same. Raises Conflict at the priority of an ended job."""
+    if priority != job.priority and job.state in FINAL:
+        raise Conflict(f"job {job.id} has ended already: it is {job.state}, and has no place in a queue")
+    job.name, job.labels, job.priority = name, labels, priority
+    resources = {**job.spec["resources"], "priority": priority}
+    job.spec = {**job.spec, "name": name, "labels": labels, "resources": resources}
+    session.flush()
 
 
 def find(

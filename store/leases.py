@@ -14,7 +14,7 @@ from store.changes import change
 from store.clock import moment
 from store.fence import Lease, held, hold, lost
 from store.states import FinalState
-from store.tables import Job
+from store.tables import Job, Worker
 
 __all__ = ["Capacity", "Claim", "Lease", "claim", "finish", "give_back", "reap", "release", "renew"]
 
@@ -28,6 +28,8 @@ class Claim:
     gpus: int
     """How many of the worker's GPUs it takes; none means a CPU slot."""
     plan: dict[str, Any]
+    seconds_left: float | None = None
+    """For how long it may still run, over this and all later attempts; None: as long as it takes."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,13 @@ class Capacity:
 def claim(session: Session, *, owner: str, queues: Collection[str], capacity: Capacity, seconds: float) -> Claim | None:
     """The best waiting job that fits, now leased to `owner`; None where there is none.
 
-    Highest priority first, then the longest waiting. No job can be claimed twice, however many workers ask at once.
+    Highest priority first, then the longest waiting. No job can be claimed twice, however many workers ask at once. A worker
+    that drains gets none.
     """
+    drains = select(Worker.name).where(Worker.name == owner, Worker.draining).exists()
     best = (
         select(Job.id)
-        .where(Job.state == "queued", Job.queue.in_(queues), _fits(capacity))
+        .where(Job.state == "queued", Job.queue.in_(queues), _fits(capacity), ~drains)
         .order_by(Job.priority.desc(), Job.queued_at, Job.id)
         .limit(1)
         .with_for_update(skip_locked=True, key_share=True)
@@ -61,11 +65,17 @@ def claim(session: Session, *, owner: str, queues: Collection[str], capacity: Ca
         attempt=Job.attempt + 1,
         lease_owner=owner,
         lease_until=moment(session) + seconds,
+        claimed_at=moment(session),
         started_at=func.coalesce(Job.started_at, moment(session)),
     )
     if job is None:
         return None
-    return Claim(Lease(job.id, job.attempt, owner, seconds), job.spec, _gpus(job.gpus, capacity), job.plan)
+    return Claim(Lease(job.id, job.attempt, owner, seconds), job.spec, _gpus(job.gpus, capacity), job.plan, _left(job))
+
+
+def _left(job: Job) -> float | None:
+    hours = job.spec["resources"].get("max_hours")  # specs of earlier versions lack it
+    return None if hours is None else hours * 3600 - job.ran_seconds
 
 
 def _gpus(wanted: int | None, capacity: Capacity) -> int:
@@ -96,7 +106,7 @@ def give_back(session: Session, lease: Lease, *, reason: str, failure: Failure |
     """Put the job back into its queue, without losing its place; the new state is returned.
 
     A `counted` one is a failed try: when `max_attempts` of them came in a row, the job ends as failed, by `failure`. A cancel
-    that was asked for in the meantime is obeyed. Raises LeaseLost.
+    or a pause that was asked for is obeyed: this is how a worker pauses a job. Raises LeaseLost.
     """
     job = hold(session, lease)
     return _return(session, job, by=lease.owner, reason=reason, failure=failure, counted=counted)
@@ -135,6 +145,8 @@ def _return(session: Session, job: Job, *, by: str, reason: str, failure: Failur
         state, reason, failure = "cancelled", "cancelled on request", None
     elif counted and failures >= job.max_attempts:
         state = "failed"
+    elif job.requested == "pause":
+        state, reason = "paused", "paused on request"
     same = and_(Job.id == job.id, Job.attempt == job.attempt)
     if (
         change(session, same, state, by=by, reason=reason, failure=failure if state == "failed" else None, failures=failures)

@@ -6,11 +6,20 @@ import os
 import socket
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote, urlsplit
 
-from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
 
 Names = Annotated[list[str], NoDecode]
+SILENT_SECONDS = 30.0
+"""A worker that was not heard of for this long counts as gone."""
 
 
 class Settings(BaseSettings):
@@ -22,6 +31,12 @@ class Settings(BaseSettings):
     inputs_dir: Path | None = Field(default=None, description="Below it lie datasets and weights; by default DATA_DIR/inputs.")
     database_url: str = Field(default="", description="By default SQLite, DATA_DIR/graft.db.")
     broker_url: str = Field(default="", description="By default the file system, DATA_DIR/hints.")
+    secrets_dir: Path | None = Field(
+        default=None,
+        description="A file in it sets what the environment does not, by its name: `graft_database_password` for one.",
+    )
+    database_password: SecretStr | None = Field(default=None, description="Put into the database's URL; best as a file.")
+    broker_password: SecretStr | None = Field(default=None, description="Put into the broker's URL; best as a file.")
     plugins: Names = Field(default=[], description="Modules that `python:MODULE:CLASS` may name, separated by commas.")
     plugins_dir: Path | None = Field(
         default=None, description="Put first on the import path of training processes; by default DATA_DIR/plugins."
@@ -44,8 +59,11 @@ class Settings(BaseSettings):
 
     lease_seconds: float = Field(default=60, description="A job whose lease is older than this is given to another worker.")
     renew_seconds: float = Field(default=15, description="How often a running job's lease is renewed.")
+    stop_seconds: float = Field(
+        default=10, description="How long a worker that is told to stop gives its trainers to write a checkpoint."
+    )
     command_seconds: float = Field(default=0.5, description="How often a running job's commands are read.")
-    poll_seconds: float = Field(default=5, description="How often an idle worker looks for work that no hint told of.")
+    poll_seconds: float = Field(default=1, description="How often an idle worker looks for work that no hint told of.")
     reap_seconds: float = Field(default=10, description="How often dead leases are looked for.")
     commit_seconds: float = Field(default=0.1, description="At most this long do events wait for their commit.")
 
@@ -59,6 +77,20 @@ class Settings(BaseSettings):
     max_body: int = Field(default=1 << 20, description="Bytes of a request body.")
     stream_seconds: float = Field(default=0.1, description="How often a followed job's log is read for new events.")
     heartbeat_seconds: float = Field(default=15, description="How often an idle stream says that it lives.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 (there is no such file)
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 (its directory is known too late)
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What is passed, then the environment, then the files of `GRAFT_SECRETS_DIR`."""
+        if not (secrets := os.environ.get("GRAFT_SECRETS_DIR")):
+            return init_settings, env_settings
+        return init_settings, env_settings, SecretsSettingsSource(settings_cls, secrets_dir=secrets)
 
     @field_validator("plugins", "queues", mode="before")
     @classmethod
@@ -82,13 +114,13 @@ class Settings(BaseSettings):
 
     @property
     def database(self) -> str:
-        """The database URL, defaults applied."""
-        return self.database_url or f"sqlite:///{self.data_dir / 'graft.db'}"
+        """The database URL, with its password, defaults applied."""
+        return _with_password(self.database_url, self.database_password) or f"sqlite:///{self.data_dir / 'graft.db'}"
 
     @property
     def broker(self) -> str:
-        """The broker URL, defaults applied."""
-        return self.broker_url or f"filesystem://{self.data_dir / 'hints'}"
+        """The broker URL, with its password, defaults applied."""
+        return _with_password(self.broker_url, self.broker_password) or f"filesystem://{self.data_dir / 'hints'}"
 
     def places(self) -> dict[str, object]:
         """What a training process is told of this machine (`core.places.Places`, as JSON)."""
@@ -100,3 +132,13 @@ class Settings(BaseSettings):
             "download": self.download,
             "resident_bytes": self.resident_bytes,
         }
+
+
+def _with_password(url: str, password: SecretStr | None) -> str:
+    """`url` with the password in it, unless it names no server or has a password already."""
+    parts = urlsplit(url)
+    if password is None or parts.password is not None or parts.scheme in {"", "filesystem", "sqlite"}:
+        return url
+    user, _, host = parts.netloc.rpartition("@")
+    rest = url.removeprefix(f"{parts.scheme}://").removeprefix(parts.netloc)
+    return f"{parts.scheme}://{user}:{quote(password.get_secret_value(), safe='')}@{host}{rest}"

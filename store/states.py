@@ -7,8 +7,9 @@ from typing import Literal, get_args
 from core.events import JobState
 
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
-    "queued": frozenset({"running", "cancelled"}),
-    "running": frozenset({"succeeded", "failed", "cancelled", "queued"}),
+    "queued": frozenset({"running", "paused", "cancelled"}),
+    "running": frozenset({"succeeded", "failed", "cancelled", "queued", "paused"}),
+    "paused": frozenset({"queued", "cancelled"}),
     "succeeded": frozenset(),
     "failed": frozenset(),
     "cancelled": frozenset(),

@@ -18,6 +18,7 @@ from sqlalchemy import (
     MetaData,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -72,6 +73,8 @@ class Job(Base):
     max_attempts: Mapped[int]
     lease_owner: Mapped[str | None]
     lease_until: Mapped[float | None]
+    claimed_at: Mapped[float | None]  # of this attempt; null while nobody runs it
+    ran_seconds: Mapped[float] = mapped_column(default=0.0, server_default=text("0"))  # in all attempts that are over
 
     last_seq: Mapped[int] = mapped_column(BigInt, default=0)
     step: Mapped[int] = mapped_column(BigInt, default=0)  # optimizer steps completed
@@ -82,6 +85,7 @@ class Job(Base):
     best: Mapped[dict[str, Any] | None]  # step, epoch and figures of the best checkpoint
     failure: Mapped[dict[str, Any] | None]
 
+    forked_from: Mapped[dict[str, Any] | None]  # job, and the step whose weights it began with, if any
     idempotency_key: Mapped[str | None]
     body_hash: Mapped[str | None]
 
@@ -92,7 +96,7 @@ class Job(Base):
 
     __table_args__ = (
         UniqueConstraint("idempotency_key"),
-        CheckConstraint("state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled')", name="state"),
+        CheckConstraint("state IN ('queued', 'running', 'paused', 'succeeded', 'failed', 'cancelled')", name="state"),
         CheckConstraint("(ended_at IS NOT NULL) = (state IN ('succeeded', 'failed', 'cancelled'))", name="ended"),
         CheckConstraint(
             "(state = 'running') = (lease_until IS NOT NULL) AND (state = 'running') = (lease_owner IS NOT NULL)",
@@ -134,7 +138,7 @@ class Command(Base):
     done_at: Mapped[float | None]
 
     __table_args__ = (
-        CheckConstraint("kind IN ('cancel')", name="kind"),
+        CheckConstraint("kind IN ('cancel', 'pause')", name="kind"),
         Index(
             "ix_commands_pending", "job_id", "id", sqlite_where=text("done_at IS NULL"), postgresql_where=text("done_at IS NULL")
         ),
@@ -152,5 +156,6 @@ class Worker(Base):
     queues: Mapped[list[str]]
     devices: Mapped[dict[str, Any]]
     running: Mapped[list[int]]
+    draining: Mapped[bool] = mapped_column(default=False, server_default=false())  # takes no new job, and leaves when idle
     started_at: Mapped[float]
     seen_at: Mapped[float]

@@ -1,4 +1,4 @@
-"""Workers, as their heartbeats tell of them. Nothing depends on it: leases say who runs what."""
+"""Workers, as their heartbeats tell of them. Leases say who runs what; all that depends on it is `draining`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from store.clock import now
+from store.errors import NotFound
+from store.settings import SILENT_SECONDS
 from store.tables import Worker
-
-SILENT_SECONDS = 30.0
-"""A worker that was not heard of for this long counts as gone."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,7 @@ class WorkerStatus:
     queues: list[str]
     devices: dict[str, Any]
     running: list[int]
+    draining: bool
     started_at: float
     seen_at: float
     alive: bool
@@ -33,21 +33,30 @@ class WorkerStatus:
 
 def heartbeat(
     session: Session, *, name: str, host: str, queues: Collection[str], devices: dict[str, Any], running: Collection[int]
-) -> None:
-    """Say that this worker lives, what it has and what it runs."""
+) -> bool:
+    """Say that this worker lives, what it has and what it runs; the answer is whether it shall drain."""
     at = now(session)
     told = {"host": host, "queues": list(queues), "devices": devices, "running": sorted(running), "seen_at": at}
     insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    session.execute(
-        insert(Worker).values(name=name, started_at=at, **told).on_conflict_do_update(index_elements=["name"], set_=told)
-    )
+    statement = insert(Worker).values(name=name, started_at=at, draining=False, **told)
+    statement = statement.on_conflict_do_update(index_elements=["name"], set_=told)
+    return session.execute(statement.returning(Worker.draining)).scalar_one()
+
+
+def drain(session: Session, name: str) -> None:
+    """Give this worker no new job from now on; it leaves once it runs none. Raises NotFound."""
+    statement = update(Worker).where(Worker.name == name).values(draining=True).returning(Worker.name)
+    if session.execute(statement, execution_options={"synchronize_session": False}).one_or_none() is None:
+        raise NotFound(f"there is no worker '{name}'; GET /workers lists them")
 
 
 def listing(session: Session, silent: float = SILENT_SECONDS) -> list[WorkerStatus]:
     """All workers, those alive first, then by name."""
     at = now(session)
     found = [
-        WorkerStatus(w.name, w.host, w.queues, w.devices, w.running, w.started_at, w.seen_at, alive=at - w.seen_at <= silent)
+        WorkerStatus(
+            w.name, w.host, w.queues, w.devices, w.running, w.draining, w.started_at, w.seen_at, alive=at - w.seen_at <= silent
+        )
         for w in session.scalars(select(Worker))
     ]
     return sorted(found, key=lambda worker: (not worker.alive, worker.name))

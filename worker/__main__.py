@@ -19,6 +19,7 @@ from store import leases, workers
 from store.database import Database
 from store.hints import Hints
 from store.settings import Settings
+from worker import heartbeat
 from worker.app import create_app, serve
 from worker.reaper import Reaper
 from worker.runner import Runner
@@ -38,13 +39,14 @@ def main() -> None:
     if arguments.with_parent:
         _stop_with(os.getppid())
     settings = Settings()
+    heartbeat.forget(settings)
     sandbox = Sandbox(import_path=[settings.plugin_path])
     sandbox.start()
     database = Database(settings.database)
     _wait_for_schema(database)
     _take_back(database, settings.worker_name)
     runner = Runner(settings, database, sandbox)
-    reaper = Reaper(runner, Hints(settings.broker))
+    reaper = Reaper(runner, Hints(settings.broker), leave=lambda: os.kill(os.getpid(), signal.SIGTERM))
     app = create_app(settings, runner)
     reaper.start()
     try:
@@ -52,6 +54,7 @@ def main() -> None:
     finally:
         runner.close()
         reaper.join(5)
+        heartbeat.forget(settings)
         with database.write() as session:
             workers.forget(session, settings.worker_name)
         database.dispose()
@@ -80,6 +83,7 @@ def _take_back(database: Database, name: str) -> None:
     with database.write() as session:
         for job in leases.release(session, name):
             log.info("job %d: taken back from this worker's earlier life", job)
+        workers.forget(session, name)  # that it was drained, too
 
 
 def _stop_with(parent: int) -> None:

@@ -63,6 +63,12 @@ class Devices:
             else:
                 self._free_cpu += 1
 
+    @property
+    def idle(self) -> bool:
+        """Whether no job has a slot, nor is about to get one."""
+        with self._lock:
+            return len(self._free_gpus) == len(self.gpus) and self._free_cpu == self.cpu_slots
+
     def describe(self) -> dict[str, object]:
         """For the worker's heartbeat."""
         with self._lock:

@@ -14,7 +14,7 @@ from sandbox import ChannelError, Child
 from sandbox.lines import Lines
 from worker.journal import Journal, MalformedEventError
 
-LAST_WORDS = frozenset({"done", "failed", "cancelled"})
+LAST_WORDS = frozenset({"done", "failed", "cancelled", "paused"})
 
 
 class Intake:

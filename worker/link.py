@@ -24,11 +24,15 @@ class CancelledError(Exception):
     """The supervisor said to stop."""
 
 
+class PausedError(Exception):
+    """The supervisor said to stop here, for a later attempt to go on."""
+
+
 class Link:
     """What a trainer says and hears, in order, from any thread.
 
-    A thread of its own sends the gathered losses and hears permits and `cancel`, so a step costs an append and two comparisons.
-    When nobody listens any more it calls `orphaned`, which ends the process.
+    A thread of its own sends the gathered losses and hears permits, `cancel` and `pause`, so a step costs an append and a few
+    comparisons. When nobody listens any more it calls `orphaned`, which ends the process.
     """
 
     def __init__(self, channel: Channel, permit: float, *, orphaned: Callable[[], None] = lambda: os._exit(1)) -> None:
@@ -39,6 +43,8 @@ class Link:
         self._sent_any = False
         self._permit = permit
         self._cancelled = False
+        self.paused = False
+        """The supervisor has said to stop here, for a later attempt to go on."""
         self._heard = threading.Event()
         self._orphaned = orphaned
         self.thread = threading.Thread(target=self._attend, name="link", daemon=True)
@@ -72,10 +78,16 @@ class Link:
             self._channel.send(message)
 
     def wait(self) -> None:
-        """Return when the next step, or the rename of a checkpoint, may happen: at once, as long as the lease holds.
+        """Return when training may go on: at once, as long as the lease holds.
 
-        Raises CancelledError when the job was cancelled.
+        Raises CancelledError when the job was cancelled, PausedError when it was paused.
         """
+        self.finish()
+        if self.paused:
+            raise PausedError
+
+    def finish(self) -> None:
+        """As `wait`, for what is to be finished before a pause, such as a checkpoint that is about to appear."""
         while True:
             if self._cancelled:
                 raise CancelledError
@@ -116,6 +128,8 @@ class Link:
             self._permit = message["until"]
         elif message["kind"] == "cancel":
             self._cancelled = True
+        elif message["kind"] == "pause":
+            self.paused = True
         self._heard.set()
 
 

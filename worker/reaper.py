@@ -29,11 +29,12 @@ class _Chore:
 class Reaper:
     """The chores of a worker, in one thread, until the runner stops. A chore that fails is tried again at its next time."""
 
-    def __init__(self, runner: Runner, hints: Hints) -> None:
-        self._runner, self._hints = runner, hints
+    def __init__(self, runner: Runner, hints: Hints, *, leave: Callable[[], None]) -> None:
+        """`leave` is called once the worker has drained."""
+        self._runner, self._hints, self._leave = runner, hints, leave
         settings = runner.settings
         self._chores: Sequence[_Chore] = (
-            _Chore(runner.beat, min(_BEAT, settings.poll_seconds)),
+            _Chore(self._beat, min(_BEAT, settings.poll_seconds)),
             _Chore(self._warm_up, _NEXT_TRY),
             _Chore(self.reap, settings.reap_seconds),
             _Chore(runner.work_aside, settings.poll_seconds),
@@ -58,6 +59,11 @@ class Reaper:
             waiting = [queue for queue, states in jobs.counts(session).items() if states.get("queued")]
         for queue in waiting:
             self._hints.send(queue)
+
+    def _beat(self) -> None:
+        if self._runner.beat():
+            log.info("drained; leaving")
+            self._leave()
 
     def _warm_up(self) -> None:
         """Have a warm sandbox; when one has become so, say it and look for work at once."""

@@ -14,8 +14,12 @@ from store import leases, workers
 from store.database import Database
 from store.leases import Capacity, Claim
 from store.settings import Settings
+from worker import heartbeat
 from worker.devices import Devices, Slot, find_devices
 from worker.supervisor import Supervisor
+
+_LAST_WORDS = 10.0
+"""Seconds beyond the trainers' own for the supervisors to commit what they know."""
 
 log = logging.getLogger(__name__)
 
@@ -54,25 +58,27 @@ class Runner:
             self._own.append(thread)
         thread.start()
 
-    def beat(self) -> None:
-        """Say that this worker lives, and what it does."""
+    def beat(self) -> bool:
+        """Say that this worker lives, and what it does. True once it shall drain and has nothing left to do."""
         with self._lock:
             running = sorted(self._running)
-        devices = {**self.devices.describe(), "ready": self._warm()}
+        ready = self._warm()
         with self.database.write() as session:
-            workers.heartbeat(
+            drains = workers.heartbeat(
                 session,
                 name=self.settings.worker_name,
                 host=socket.gethostname(),
                 queues=self.settings.queues,
-                devices=devices,
+                devices={**self.devices.describe(), "ready": ready},
                 running=running,
             )
+        heartbeat.write(self.settings, ready=ready)
+        return drains and self.devices.idle  # in this order: who drains claims nothing more
 
-    def close(self, timeout: float = 10) -> None:
-        """Stop: running trainers are killed, their jobs go back into the queue uncounted."""
+    def close(self) -> None:
+        """Stop: running trainers write a checkpoint, or are killed; their jobs go back into the queue uncounted."""
         self.stop.set()
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + self.settings.stop_seconds + _LAST_WORDS
         with self._lock:
             own = list(self._own)
         for thread in own:

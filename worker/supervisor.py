@@ -6,8 +6,8 @@ it ended. Whatever it does is fenced: when the lease is lost it kills the traine
 
 from __future__ import annotations
 
-import errno
 import logging
+import math
 import os
 import threading
 import time
@@ -16,16 +16,15 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from core.errors import DiskFullError
-from core.events import CheckpointData, Failure, JobState
-from sandbox import Child, ExitStatus, Limits, Sandbox, SandboxError
+from core.events import CheckpointData, JobState
+from sandbox import Child, ExitStatus, Limits, Sandbox
 from store import commands, events, leases
 from store.database import Database
 from store.errors import LeaseLost
 from store.leases import Claim
 from store.settings import Settings
 from worker.devices import Slot
-from worker.failures import crash
+from worker.ending import Asked, Ending, conclude, excuse
 from worker.intake import Intake
 from worker.journal import Journal
 from worker.persistence import Persistence, StoppedError
@@ -34,6 +33,9 @@ from worker.pruning import prune
 TARGET = "worker.trainer:run"
 _GRACE = 0.5
 """Seconds that a cancelled trainer has to end its step."""
+_PAUSE_GRACE = 30.0
+"""Seconds that a paused trainer has to end its step, or the epoch's validation, and to write a checkpoint."""
+_STRENGTH: dict[Asked | None, int] = {None: 0, "pause": 1, "stop": 2, "timeout": 3, "cancel": 4}
 _LEAVE = 2.0
 """Seconds that a trainer has to exit after its last word."""
 _MARGIN = 1 / 6
@@ -66,7 +68,8 @@ class Supervisor:
         self._journal = Journal()
         self._folder = settings.data_dir / "jobs" / str(self._lease.job_id)
         self._word: dict[str, Any] | None = None
-        self._cancelled = False
+        self._asked: Asked | None = None
+        self._ends_at = math.inf if claim.seconds_left is None else claimed_at + claim.seconds_left
         self._claimed_at = claimed_at
         self._renew_at = claimed_at + settings.renew_seconds
         self._command_at = self._commit_at = 0.0
@@ -180,13 +183,23 @@ class Supervisor:
     def _obey(self, child: Child) -> None:
         self._command_at = time.monotonic() + self._settings.command_seconds
         if self._stop.is_set():
-            child.kill()
+            self._ask(child, "stop", self._settings.stop_seconds)
+        pending = self._persistence.read(lambda session: commands.pending(session, self._lease))
+        kinds = {command.kind for command in pending}
+        if "cancel" in kinds:
+            self._ask(child, "cancel", _GRACE)
+        elif time.monotonic() >= self._ends_at:
+            self._ask(child, "timeout", _GRACE)
+        elif "pause" in kinds:
+            self._ask(child, "pause", _PAUSE_GRACE)
+
+    def _ask(self, child: Child, what: Asked, grace: float) -> None:
+        """Have the trainer stop. What is asked once stays asked, unless something stronger comes."""
+        if _STRENGTH[what] <= _STRENGTH[self._asked]:
             return
-        if self._cancelled or not self._persistence.read(lambda session: commands.pending(session, self._lease)):
-            return
-        self._cancelled = True  # there is but one command
-        self._kill_at = time.monotonic() + _GRACE
-        _tell(child, {"kind": "cancel"})
+        self._asked = what
+        self._kill_at = time.monotonic() + grace
+        _tell(child, {"kind": "pause" if what in ("pause", "stop") else "cancel"})
 
     def _commit(self) -> None:
         batch = self._journal.take()
@@ -201,44 +214,20 @@ class Supervisor:
 
     def _conclude(self, status: ExitStatus) -> JobState:
         """Commit what is left, and how it ended, at once."""
-        batch = self._journal.take_last()
-        state, kept = self._persistence.append(batch, lambda session: (self._end(session, status), self._kept(session)))
-        if state != "queued":  # else the next attempt may be running already, and prunes
+        batch, lines = self._journal.take_last(), self._journal.last_lines()
+        ending = Ending(self._word, self._asked, self._stop.is_set(), status, lines)
+
+        def end(session: Session) -> tuple[JobState, list[Path]]:
+            return conclude(session, self._lease, self._claim.spec, ending), self._kept(session)
+
+        state, kept = self._persistence.append(batch, end)
+        if state not in ("queued", "paused"):  # else the next attempt may be running already, and prunes
             prune(self._folder, kept, attempt=self._lease.attempt, committed=None)
         return state
 
-    def _end(self, session: Session, status: ExitStatus) -> JobState:
-        said = self._word["kind"] if self._word else None
-        if self._word is not None and said == "failed":
-            failure = Failure.model_validate({**self._word["failure"], "lines": self._journal.last_lines()})
-            leases.finish(session, self._lease, "failed", failure)
-            return "failed"
-        if said == "done":
-            leases.finish(session, self._lease, "succeeded", None)
-            return "succeeded"
-        if self._cancelled:
-            leases.finish(session, self._lease, "cancelled", None)
-            return "cancelled"
-        if self._stop.is_set():
-            return leases.give_back(session, self._lease, reason="the worker stops", failure=None, counted=False)
-        failure = crash(status, self._journal.last_lines())
-        return leases.give_back(session, self._lease, reason=failure.message, failure=failure, counted=True)
-
     def _excuse(self, error: Exception) -> None:
-        """The supervisor itself could not go on: the job ends where that is final, else it is tried again."""
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = DiskFullError.hint if full else "Look at the worker's own log."
-        kind = "disk_full" if full else "worker_lost" if isinstance(error, SandboxError) else "crashed"
-        failure = Failure.model_validate({"type": kind, "message": f"{type(error).__name__}: {error}"[:1000], "hint": hint})
-
-        def work(session: Session) -> None:
-            if full:
-                leases.finish(session, self._lease, "failed", failure)
-            else:
-                leases.give_back(session, self._lease, reason=failure.message, failure=failure, counted=True)
-
         try:
-            self._persistence.write(work)
+            self._persistence.write(lambda session: excuse(session, self._lease, error))
         except (LeaseLost, StoppedError) as lost:
             log.warning("job %d: %s", self._lease.job_id, lost)
 

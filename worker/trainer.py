@@ -1,4 +1,4 @@
-"""What runs in the child: `core.loop.fit`, its events sent up, permits and `cancel` obeyed between steps."""
+"""What runs in the child: `core.loop.fit`, its events sent up, permits, `cancel` and `pause` obeyed between steps."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from typing import Any
 import torch
 
 from core.errors import DiskFullError, SpecError, TrainingError
-from core.events import Failure, FailureKind, Iteration
+from core.events import EpochData, Failure, FailureKind, Iteration
 from core.loop import fit
 from core.places import Places
 from core.spec import JobSpec
 from sandbox.channel import Channel
-from worker.link import CancelledError, Link, sendable
+from worker.link import CancelledError, Link, PausedError, sendable
 from worker.printed import Capture
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_MEMORY = "out of memory", "can't allocate memory", "not enough memory"
 _LESS_MEMORY = "Take a smaller loader.batch_size (half is a good first step) or dataset.image_size, or freeze more of the model."
+_NOT_DETERMINISTIC = "does not have a deterministic implementation"
+_OTHER_BITS = "Put another operation in its place, or set training.deterministic to false; then runs may differ a little."
 _ASK_FOR_A_PLAN = "Ask POST /plans what is wrong with this spec now: a file may have changed since it was submitted."
 
 
 def run(channel: Channel) -> None:
-    """Train the job of the start message. The last message is `done`, `cancelled` or `failed`."""
+    """Train the job of the start message. The last message is `done`, `cancelled`, `paused` or `failed`."""
     start = channel.receive()
     link = Link(channel, start["permit"])
     capture = Capture(link)
@@ -35,6 +37,9 @@ def run(channel: Channel) -> None:
     except CancelledError:
         capture.finish()
         link.end(kind="cancelled")
+    except PausedError:
+        capture.finish()
+        link.end(kind="paused")
     except Exception as error:  # whatever it was, it has a type and goes up
         failure = failure_of(error)
         if failure.type == "crashed":  # the frames nearest the error; those above them are torch's and ours
@@ -51,14 +56,21 @@ def _train(start: dict[str, Any], link: Link) -> None:
     spec, places = JobSpec.model_validate(start["spec"]), Places.model_validate(start["places"])
     resume = None if start["resume"] is None else [Path(path) for path in start["resume"]]
     link.wait()
-    job = fit(spec, places, Path(start["directory"]), device=start["device"], resume=resume, publish=link.wait)
+    directory = Path(start["directory"])
+    job = fit(
+        spec, places, directory, device=start["device"], resume=resume, publish=link.finish, halts=lambda: link.paused
+    )  # fmt: skip
     with closing(job):
         for item in job:
             if isinstance(item, Iteration):
                 link.iteration(item)
+                link.finish()  # a pause waits for the checkpoint that it has written
+                continue
+            link.event(*item)
+            if isinstance(item[1], EpochData):
+                link.finish()
             else:
-                link.event(*item)
-            link.wait()
+                link.wait()
 
 
 def failure_of(error: BaseException) -> Failure:
@@ -73,7 +85,8 @@ def failure_of(error: BaseException) -> Failure:
         return _failure("out_of_memory", str(error).partition("\n")[0] or "an allocation failed", _LESS_MEMORY)
     if isinstance(error.__cause__, TrainingError):
         return failure_of(error.__cause__)
-    return _failure("crashed", f"{type(error).__name__}: {error}", TrainingError.hint)
+    hint = _OTHER_BITS if _NOT_DETERMINISTIC in str(error) else TrainingError.hint
+    return _failure("crashed", f"{type(error).__name__}: {error}", hint)
 
 
 def _failure(kind: FailureKind | str, message: str, hint: str) -> Failure:

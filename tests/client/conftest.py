@@ -94,6 +94,7 @@ def job() -> dict[str, Any]:
         "attempt": 0,
         "failures": 0,
         "failure": None,
+        "forked_from": None,
         "position": 2,
         "eta_seconds": None,
         "warnings": ["no worker serves the queue 'default'"],

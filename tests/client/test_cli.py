@@ -131,3 +131,52 @@ def test_ctrl_c_while_following_leaves_the_job_running_and_says_how_to_go_on(ser
 def test_the_help_lists_the_exit_statuses(graft):
     text = graft("--help").stdout
     assert "130: interrupted by Ctrl-C" in text
+
+
+@pytest.mark.parametrize(
+    ("command", "state", "requested", "said"),
+    [
+        ("pause", "paused", None, "Job 7 is paused."),
+        ("pause", "running", "pause", "Job 7 is running and will pause in a moment."),
+        ("resume", "queued", None, "Job 7 is queued."),
+        ("cancel", "running", "cancel", "Job 7 is running and will stop in a moment."),
+    ],
+)
+def test_a_job_is_steered_by_a_word(service, graft, job, command, state, requested, said):
+    service.answer(f"/jobs/7/{command}", {**job, "state": state, "requested": requested})
+    result = graft(command, "7")
+    assert (result.exit_code, result.stdout.strip()) == (0, said)
+    assert service.asked == [("POST", f"/jobs/7/{command}", {}, None)]
+
+
+def test_a_fork_sends_its_patch_and_says_what_became_of_it(service, graft, job, tmp_path):
+    service.answer("/jobs/3/fork", {**job, "forked_from": {"job": 3, "step": 20}}, 201)
+    patch = tmp_path / "patch.yaml"
+    patch.write_text("optimizer: {lr: 1e-4}\npretrained: null\n")
+    result = graft("fork", "3", str(patch), "--checkpoint", "last")
+    assert (result.exit_code, "Job 7 is queued, 2 before it." in result.stdout) == (0, True)
+    assert service.asked == [("POST", "/jobs/3/fork", {"checkpoint": "last"}, {"optimizer": {"lr": 1e-4}, "pretrained": None})]
+
+
+def test_a_fork_without_a_patch_is_the_same_once_more_and_can_be_followed(service, graft, job, log):
+    service.answer("/jobs/3/fork", job, 201)
+    answer_log(service, log)
+    result = graft("fork", "3", "--follow", "--json")
+    assert result.exit_code == 0
+    assert service.asked[0] == ("POST", "/jobs/3/fork", {}, {})
+    assert [json.loads(line) for line in result.stdout.splitlines()] == log
+
+
+@pytest.mark.parametrize(("running", "said"), [([], "in a moment."), ([3, 4], "after job 3, 4.")])
+def test_a_worker_is_drained_by_its_name(service, graft, running, said):
+    service.answer("/workers/host%2Fa.1/drain", {"name": "host/a.1", "running": running})
+    result = graft("drain", "host/a.1")
+    assert (result.exit_code, result.stdout.strip()) == (0, f"Worker host/a.1 takes no new job, and leaves {said}")
+
+
+def test_a_fork_shows_where_it_comes_from(service, graft, job):
+    service.answer("/jobs/7", {**job, "forked_from": {"job": 3, "step": 20}})
+    for part in ("transfer", "groups"):
+        service.answer(f"/jobs/7/{part}", {"title": "T", "status": 404, "detail": "not yet"}, 404)
+    service.answer("/jobs/7/checkpoints", {"data": []})
+    assert "job 3, on its weights at step 20" in graft("show", "7").stdout

@@ -57,6 +57,17 @@ def module(tmp_path, monkeypatch):
     return module
 
 
+def test_a_child_that_left_in_order_stays_away_and_that_is_said_once(module):
+    notes = []
+    name, environment = module("")
+    child = Child(name, [], environment)
+    child.process.wait(20)
+    for _ in range(3):
+        child.keep(notes.append)
+        time.sleep(0.3)
+    assert notes == ["the short_lived has left, as it was told to; start `graft serve` again to have one"]
+
+
 def test_a_child_that_died_is_started_again_each_time_after_a_longer_pause(module):
     notes = []
     name, environment = module("import sys; sys.exit(3)")

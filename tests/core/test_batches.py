@@ -164,6 +164,17 @@ def test_both_tiers_give_the_same_batches_with_and_without_workers(places, draw,
 
 
 @pytest.mark.parametrize("resident", [True, False])
+def test_an_epoch_that_goes_on_reads_only_what_is_left_of_it(numbered, load, resident):
+    loader = load(numbered(45), batch_size=8, resident=resident)
+    whole = list(loader.batches(3))
+    for start in range(7):
+        rest = list(loader.batches(3, start))
+        assert len(rest) == 6 - start
+        assert all(torch.equal(a, b) for pair in zip(rest, whole[start:], strict=True) for a, b in zip(*pair, strict=True))
+    assert labels_of(loader, 4) == labels_of(load(numbered(45), batch_size=8), 4), "the next one is whole"
+
+
+@pytest.mark.parametrize("resident", [True, False])
 def test_reading_takes_nothing_from_the_global_random_state(numbered, load, resident):
     before = torch.get_rng_state()
     loader = load(numbered(40), batch_size=8, resident=resident)

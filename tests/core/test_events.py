@@ -145,6 +145,14 @@ def test_without_validation_the_mean_loss_says_which_is_best() -> None:
     assert best([], "top1") is None
 
 
+def test_what_was_not_validated_is_never_better_than_what_was() -> None:
+    made = [checkpoint(1, mean_loss=0.1), checkpoint(2, mean_loss=0.05), checkpoint(3, mean_loss=9.0, top1=0.1, loss=8.0)]
+    assert (best(made[:2], "top1") or {})["step"] == 2, "until something is, it goes by its mean loss"
+    for metric in ("top1", "loss"):
+        assert (best(made, metric) or {})["step"] == 3
+        assert retained([*made, checkpoint(4, mean_loss=0.01)], keep_last=1, keep_best=1, metric=metric) == [3, 4]
+
+
 FIGURES = st.floats(0, 1) | st.sampled_from(["nan", "inf"])
 
 

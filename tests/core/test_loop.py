@@ -26,8 +26,8 @@ class Given:
     def __init__(self, batches):
         self.given = batches
 
-    def batches(self, _epoch):
-        return iter(self.given)
+    def batches(self, _epoch, start=0):
+        return iter(self.given[start:])
 
 
 @pytest.fixture

@@ -44,6 +44,14 @@ def test_a_spec_survives_json() -> None:
     assert JobSpec.model_validate_json(spec.model_dump_json()) == spec
 
 
+@pytest.mark.parametrize("every", ["epoch", {"steps": 500}, {"minutes": 0.5}])
+def test_a_checkpoint_is_written_every_epoch_or_so_many_steps_or_minutes(every: Any) -> None:
+    spec = JobSpec.model_validate({**SMALLEST, "checkpoint": {"every": every}})
+    assert spec.model_dump(mode="json")["checkpoint"]["every"] == every
+    assert JobSpec.model_validate_json(spec.model_dump_json()) == spec
+    assert JobSpec.model_validate(SMALLEST).checkpoint.every == "epoch"
+
+
 def test_groups_have_names_of_their_own() -> None:
     assert OptimizerSpec(groups=[{"params": "a"}, {"params": "b", "name": "head"}, {"params": "c"}]).group_names == [
         "group-0", "head", "group-2",
@@ -81,6 +89,11 @@ def test_groups_have_names_of_their_own() -> None:
         ({"labels": {"team": "\ud800"}}, "/labels/team", "unicode"),
         ({"model": {"name": "x", "note": "\0"}}, "/model/note", "U+0000"),
         ({"resources": {"queue": "Big Queue"}}, "/resources/queue", "match pattern"),
+        ({"checkpoint": {"every": "step"}}, "/checkpoint/every", 'send "epoch", {"steps": 500} or {"minutes": 10}'),
+        ({"checkpoint": {"every": 5}}, "/checkpoint/every", "with a number above 0"),
+        ({"checkpoint": {"every": {"steps": 0}}}, "/checkpoint/every", "with a number above 0"),
+        ({"checkpoint": {"every": {"steps": 5, "minutes": 5}}}, "/checkpoint/every", '{"steps": 500} or {"minutes": 10}'),
+        ({"checkpoint": {"evry": "epoch"}}, "/checkpoint/evry", "unknown key. Did you mean 'every'?"),
     ],
 )
 def test_what_is_wrong_is_said_at_its_place(parts: dict[str, Any], pointer: str, message: str) -> None:

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from store import events, jobs, leases
+from store import commands, events, jobs, leases
 from store.errors import Conflict, NotFound
 
 
@@ -134,3 +134,33 @@ def test_those_that_wait_and_run_are_counted_by_queue(database, submit, take):
     take()
     with database.read() as session:
         assert jobs.counts(session) == {"default": {"queued": 1, "running": 1}, "other": {"queued": 1}}
+
+
+def test_an_edited_job_says_the_same_in_its_spec_and_takes_its_new_place(database, submit, take):
+    submit()
+    late = submit()
+    with database.write() as session:
+        jobs.edit(session, jobs.locked(session, late.id), name="urgent", labels={"team": "web"}, priority=9)
+    with database.read() as session:
+        job = jobs.get(session, late.id)
+        assert jobs.position(session, job) == 0
+    assert (job.spec["name"], job.spec["labels"], job.spec["resources"]["priority"]) == ("urgent", {"team": "web"}, 9)
+    assert take().lease.job_id == late.id
+
+
+def test_an_ended_job_may_be_named_but_has_no_priority(database, submit):
+    job = submit()
+    with database.write() as session:
+        commands.cancel(session, job.id, "api")
+        jobs.edit(session, jobs.locked(session, job.id), name="a failure", labels={}, priority=0)
+    with pytest.raises(Conflict, match="has no place in a queue"), database.write() as session:
+        jobs.edit(session, jobs.locked(session, job.id), name=None, labels={}, priority=1)
+    with database.read() as session:
+        assert jobs.get(session, job.id).name == "a failure"
+
+
+def test_a_fork_remembers_where_it_comes_from(database, make_spec):
+    with database.write() as session:
+        job, _ = jobs.create(session, spec=make_spec(), plan={}, forked_from={"job": 1, "step": 20})
+    with database.read() as session:
+        assert jobs.get(session, job.id).forked_from == {"job": 1, "step": 20}

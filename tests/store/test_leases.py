@@ -4,7 +4,7 @@ import orjson
 import pytest
 
 from core.events import Failure
-from store import commands, events, jobs, leases
+from store import commands, events, jobs, leases, workers
 from store.errors import LeaseLost
 from store.leases import Lease
 
@@ -262,3 +262,46 @@ def test_an_attempt_never_returns(database, clock, submit, take):
         with database.write() as session:
             leases.reap(session)
     assert attempts == [1, 2, 3, 4]
+
+
+def test_the_running_time_is_that_of_all_attempts_without_waiting_and_pauses(database, clock, submit, take):
+    submit(max_hours=0.5)
+    assert take().seconds_left == 1800
+    clock.forward(50)
+    with database.write() as session:
+        leases.release(session, "one")
+    clock.forward(1000)  # in the queue
+    lease = take().lease
+    clock.forward(40)
+    with database.write() as session:
+        commands.pause(session, lease.job_id, "api")
+        leases.give_back(session, lease, reason="…")
+    clock.forward(1000)  # paused
+    with database.write() as session:
+        commands.resume(session, lease.job_id, "api")
+    assert take().seconds_left == 1800 - 90
+
+
+def test_a_worker_that_died_is_counted_as_running_until_its_lease_ran_out(database, clock, submit, take):
+    submit(max_hours=1)
+    take()
+    clock.forward(5000)
+    with database.write() as session:
+        leases.reap(session)
+    assert take().seconds_left == 3600 - 60
+
+
+def test_a_job_without_a_limit_may_run_for_ever(submit, take):
+    submit()
+    assert take().seconds_left is None
+
+
+def test_a_worker_that_drains_gets_no_job_and_the_others_do(database, submit, take):
+    job = submit()
+    with database.write() as session:
+        told = {"host": "h", "queues": ["default"], "devices": {}, "running": []}
+        assert workers.heartbeat(session, name="one", **told) is False
+        workers.drain(session, "one")
+        assert workers.heartbeat(session, name="one", **told) is True
+    assert take("one") is None
+    assert take("two").lease.job_id == job.id

@@ -10,8 +10,9 @@ from alembic.operations import Operations
 from pytest_alembic import tests as alembic_tests
 from sqlalchemy import CheckConstraint, NullPool, Text, create_engine, inspect, text
 
-from store import engines, events, jobs, schema
+from store import commands, engines, events, jobs, leases, schema
 from store.database import Database
+from store.leases import Capacity
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -164,3 +165,38 @@ def test_a_table_built_anew_keeps_what_refers_to_it(database, submit, monkeypatc
 def take_it_back(connection):
     with Operations(MigrationContext.configure(connection)).batch_alter_table("jobs") as batch:
         batch.alter_column("name", nullable=True, existing_type=Text(), server_default=None)
+
+
+def test_jobs_survive_the_second_revision_and_its_downgrade(empty, make_spec):
+    """0002: what waits, runs and is paused is there after each step, with its log; what is paused waits again."""
+    empty.upgrade()
+    with empty.write() as session:
+        made = [jobs.create(session, spec=make_spec(), plan={})[0].id for _ in range(3)]
+        commands.pause(session, made[2], "test")
+        lease = leases.claim(session, owner="one", queues=["default"], capacity=Capacity(0, 0, 1), seconds=60).lease
+        commands.pause(session, lease.job_id, "test")
+    move(empty, "0001")
+    states = {made[0]: "running", made[1]: "queued", made[2]: "queued"}
+    assert stored(empty) == states
+    move(empty, "0002")
+    assert stored(empty) == states
+    with empty.write() as session:
+        assert len(events.read(session, made[2], limit=10)) == 2
+        assert commands.pending(session, lease) == []
+        leases.finish(session, lease, "succeeded")
+        again, _ = jobs.create(session, spec=make_spec(), plan={})
+        assert again.id == made[2] + 1
+        assert jobs.get(session, lease.job_id).ran_seconds > 0
+
+
+def move(database, revision):
+    engine = engines.engine(database.url, foreign_keys=False, poolclass=NullPool)
+    with engine.begin() as connection:
+        using = schema.config()
+        using.attributes["connection"] = connection
+        (command.upgrade if revision == "0002" else command.downgrade)(using, revision)
+
+
+def stored(database):
+    with database.engine.connect() as connection:
+        return dict(connection.execute(text("SELECT id, state FROM jobs ORDER BY id")).all())

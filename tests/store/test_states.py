@@ -9,7 +9,7 @@ from store.changes import change
 from store.states import FINAL, STATES, TRANSITIONS, FinalState, sources
 from store.tables import Job
 
-PATHS = {"queued": [], "running": ["running"], **{state: ["running", state] for state in FINAL}}
+PATHS = {"queued": [], "running": ["running"], "paused": ["running", "paused"], **{state: ["running", state] for state in FINAL}}
 LEASE = {"lease_owner": "one", "lease_until": 0.0}
 
 
@@ -20,7 +20,7 @@ def move(database, job, to):
 
 def test_the_final_states_are_those_that_nothing_leaves():
     assert set(get_args(FinalState)) == FINAL
-    assert sources("cancelled") == {"queued", "running"}
+    assert sources("cancelled") == {"queued", "running", "paused"}
 
 
 @pytest.mark.parametrize("to", STATES)

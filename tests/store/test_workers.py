@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import pytest
+
 from store import workers
+from store.errors import NotFound
 
 
 def beat(database, name, **told):
@@ -41,3 +44,22 @@ def test_a_worker_that_stopped_is_forgotten(database):
         workers.forget(session, "one")
         workers.forget(session, "never seen")
         assert workers.listing(session) == []
+
+
+def test_a_worker_drains_until_it_starts_anew(database):
+    beat(database, "one")
+    with database.write() as session:
+        workers.drain(session, "one")
+    beat(database, "one")
+    with database.read() as session:
+        assert workers.listing(session)[0].draining
+    with database.write() as session:
+        workers.forget(session, "one")
+    beat(database, "one")
+    with database.read() as session:
+        assert not workers.listing(session)[0].draining
+
+
+def test_a_worker_that_nobody_heard_of_cannot_be_drained(database):
+    with pytest.raises(NotFound, match="'nobody'"), database.write() as session:
+        workers.drain(session, "nobody")

@@ -10,7 +10,7 @@ from typing import Any
 
 from core.events import CheckpointData, EpochData, Iteration
 from sandbox import Channel
-from worker.link import CancelledError, Link
+from worker.link import CancelledError, Link, PausedError
 
 Json = dict[str, Any]
 
@@ -89,7 +89,7 @@ def stubborn(channel: Channel) -> None:
 
 
 def obedient(channel: Channel) -> None:
-    """Trains until it is cancelled, as long as its permit holds."""
+    """Trains until it is cancelled or paused, as long as its permit holds."""
     start = channel.receive()
     link = Link(channel, start["permit"])
     try:
@@ -99,6 +99,8 @@ def obedient(channel: Channel) -> None:
             time.sleep(0.01)
     except CancelledError:
         link.end(kind="cancelled")
+    except PausedError:
+        link.end(kind="paused")
 
 
 def forge(channel: Channel) -> None:

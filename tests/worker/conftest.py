@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,14 @@ class Bench:
 
     def replace(self, **values: Any) -> None:
         self.settings = self.settings.model_copy(update=values)
+
+
+@pytest.fixture
+def database(request: pytest.FixtureRequest) -> Iterator[Database]:
+    """SQLite; both databases, one after the other, where a module says `parametrize("database", BOTH, indirect=True)`."""
+    made = Database(request.getfixturevalue(f"{getattr(request, 'param', 'sqlite')}_url"))
+    yield made
+    made.dispose()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 
 from core.events import EpochData, Iteration
 from sandbox import Channel
-from worker.link import CancelledError, Link
+from worker.link import CancelledError, Link, PausedError
 from worker.printed import Capture
 
 FOREVER = float("inf")
@@ -109,6 +109,18 @@ def test_cancel_reaches_a_trainer_that_waits_for_its_permit(supervisor: Channel,
 
     with pytest.raises(CancelledError):
         link.wait()
+
+
+def test_a_pause_stops_the_next_step_but_not_a_checkpoint_that_is_about_to_appear(
+    supervisor: Channel, link_of: Callable[[float], Link]
+) -> None:
+    link = link_of(time.monotonic() - 1)
+    supervisor.send({"kind": "pause"})
+    supervisor.send({"kind": "permit", "until": time.monotonic() + 60})
+
+    with pytest.raises(PausedError):
+        link.wait()
+    link.finish()
 
 
 def test_prints_and_warnings_are_lines_each_place_warns_once(supervisor: Channel, link_of: Callable[[float], Link]) -> None:

@@ -192,3 +192,22 @@ def test_a_worker_stops_with_its_parent_and_gives_its_job_back_uncounted(
         found = jobs.get(session, job)
         assert workers.listing(session) == []
     assert (found.state, found.failures) == ("queued", 0)
+
+
+def test_a_drained_worker_finishes_its_job_takes_no_other_and_exits_in_order(
+    host: Host, spec_of: Callable[..., dict[str, Any]]
+) -> None:
+    with host.database.write() as session:
+        for job in jobs.find(session, state="queued")[0]:
+            commands.cancel(session, job.id, by="test")
+    host.start()
+    first = host.submit(spec_of("Slow", training={"epochs": 2}))
+    host.wait(lambda: host.count(first, "iterations") > 0, 20)
+    with host.database.write() as session:
+        workers.drain(session, "the-worker")
+    second = host.submit(spec_of("Tiny"))
+
+    host.wait(lambda: alive([host.worker]) == [], 30)
+    assert (host.state(first), host.state(second)) == ("succeeded", "queued")
+    with host.database.read() as session:
+        assert jobs.get(session, first).attempt == 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from store import jobs, workers
+from store import jobs, leases, workers
 from worker.devices import Devices
 from worker.reaper import Reaper
 from worker.runner import Runner
@@ -36,7 +36,7 @@ def test_a_job_whose_worker_was_not_heard_of_is_taken_back_and_hinted_at_again(b
     bench.claim("a-dead-worker")
     time.sleep(0.1)
     hints = Told()
-    Reaper(runner, hints).reap()
+    Reaper(runner, hints, leave=lambda: None).reap()
 
     assert (bench.job(job).state, bench.job(job).failures) == ("queued", 1)
     assert hints.queues == ["default"]
@@ -46,7 +46,7 @@ def test_each_queue_with_waiting_jobs_is_hinted_at_once(bench: Any, runner: Runn
     for queue in "a", "b", "b":
         bench.submit(resources={"queue": queue})
     hints = Told()
-    Reaper(runner, hints).reap()
+    Reaper(runner, hints, leave=lambda: None).reap()
 
     assert sorted(hints.queues) == ["a", "b"]
 
@@ -100,9 +100,31 @@ def test_a_chore_that_fails_does_not_stop_the_others(bench: Any, runner: Runner,
 
     monkeypatch.setattr(runner, "beat", fail)
     monkeypatch.setattr(Reaper, "reap", lambda _: reaped.set())
-    reaper = Reaper(runner, Told())
+    reaper = Reaper(runner, Told(), leave=lambda: None)
     reaper.start()
 
     assert reaped.wait(2)
     runner.stop.set()
     reaper.join(2)
+
+
+def test_a_worker_that_is_drained_finishes_its_jobs_takes_no_other_and_then_leaves(bench: Any, runner: Runner) -> None:
+    bench.submit()
+    left: list[str] = []
+    reaper = Reaper(runner, Told(), leave=lambda: left.append("now"))
+    reaper._beat()
+    claim, slot = runner.devices.take(runner._claim)
+    with bench.database.write() as session:
+        workers.drain(session, "this-worker")
+    reaper._beat()
+    assert left == []
+    bench.submit()
+    with bench.database.write() as session:
+        leases.finish(session, claim.lease, "succeeded")
+    runner.devices.give(slot)
+    runner.work()
+    reaper._beat()
+
+    assert left == ["now"]
+    with bench.database.read() as session:
+        assert jobs.counts(session) == {"default": {"queued": 1}}

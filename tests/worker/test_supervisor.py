@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sqlite3
 import threading
 import time
 from contextlib import closing
@@ -12,11 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 from sqlalchemy.exc import OperationalError
 
 from sandbox import Sandbox
 from store import commands, leases
+from store.database import Database
+from store.tables import Job
+from worker import supervisor as supervising
 from worker.devices import Slot
+
+pytestmark = pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
 
 
 def test_every_event_is_committed_once_and_in_order(bench: Any) -> None:
@@ -117,6 +122,89 @@ def test_cancel_takes_effect_within_two_seconds(bench: Any, target: str) -> None
     assert bench.log(job)[-1].kind == "end"
 
 
+def test_a_paused_job_gives_its_slot_up_and_goes_on_when_it_is_resumed(bench: Any) -> None:
+    job = bench.submit()
+    running = bench.run_aside("trainers:obedient")
+    bench.wait_for(job, "iterations")
+    asked = time.monotonic()
+    with bench.database.write() as session:
+        commands.pause(session, job, by="api")
+    running.join(5)
+
+    found = bench.job(job)
+    assert time.monotonic() - asked < 2
+    assert (found.state, found.failures, found.requested, found.lease_owner) == ("paused", 0, None, None)
+    assert bench.data(job, "state")[-1]["reason"] == "paused on request"
+    assert bench.claim() is None
+    with bench.database.write() as session:
+        commands.resume(session, job, by="api")
+    assert bench.claim().lease.attempt == 2
+
+
+def test_a_pause_that_is_withdrawn_too_late_puts_the_job_back_into_its_queue(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = bench.submit()
+    tell = supervising._tell
+
+    def tell_and_withdraw(child: Any, message: dict[str, Any]) -> None:
+        tell(child, message)
+        if message["kind"] == "pause":
+            with bench.database.write() as session:
+                commands.resume(session, job, by="api")
+
+    monkeypatch.setattr(supervising, "_tell", tell_and_withdraw)
+    running = bench.run_aside("trainers:obedient")
+    bench.wait_for(job, "iterations")
+    with bench.database.write() as session:
+        commands.pause(session, job, by="api")
+    running.join(5)
+
+    assert (bench.job(job).state, bench.job(job).failures) == ("queued", 0)
+    assert bench.data(job, "state")[-1]["reason"] == "the pause was withdrawn"
+
+
+def test_a_cancel_does_not_wait_for_a_pause_to_be_obeyed(bench: Any) -> None:
+    job = bench.submit()
+    running = bench.run_aside("trainers:stubborn")
+    bench.wait_for(job, "iterations")
+    with bench.database.write() as session:
+        commands.pause(session, job, by="api")
+    time.sleep(0.8)  # it has been told
+    assert bench.job(job).state == "running"
+    with bench.database.write() as session:
+        commands.cancel(session, job, by="api")
+    running.join(5)
+
+    assert bench.job(job).state == "cancelled"
+
+
+@pytest.mark.parametrize("target", ["trainers:obedient", "trainers:stubborn"])
+def test_a_job_that_has_run_for_its_hours_fails_by_its_time_and_says_what_to_do(bench: Any, target: str) -> None:
+    job = bench.submit(resources={"max_hours": 1 / 3600})
+    bench.run(target)
+
+    found = bench.job(job)
+    assert (found.state, found.failure["type"]) == ("failed", "timeout")
+    assert "max_hours" in found.failure["message"]
+    assert f"graft fork {job}" in found.failure["hint"]
+    assert 1 <= found.ran_seconds < 3
+
+
+def test_the_hours_are_those_of_all_attempts(bench: Any) -> None:
+    job = bench.submit(resources={"max_hours": 2 / 3600})
+    running = bench.run_aside("trainers:obedient")
+    bench.wait_for(job, "iterations")
+    time.sleep(0.7)
+    bench.stop.set()
+    running.join(3)
+    ran = bench.job(job).ran_seconds
+    assert 0.7 < ran < 2
+    bench.stop.clear()
+    bench.run("trainers:obedient")
+
+    assert bench.job(job).failure["type"] == "timeout"
+    assert 2 <= bench.job(job).ran_seconds < 4
+
+
 def test_a_supervisor_that_lost_its_lease_kills_its_trainer_and_writes_nothing(bench: Any) -> None:
     bench.replace(renew_seconds=0.3)
     job = bench.submit()
@@ -202,16 +290,23 @@ def test_the_next_attempt_is_given_the_checkpoints_and_clears_what_the_last_one_
     assert bench.job(job).state == "succeeded"
 
 
-def test_the_job_waits_for_a_database_that_is_locked(bench: Any, tmp_path: Path) -> None:
+def test_the_job_waits_for_a_database_that_is_locked(bench: Any) -> None:
     job = bench.submit(labels={"steps": "50"})
     supervisor = bench.supervisor("trainers:steady")
-    blocker = sqlite3.connect(tmp_path / "graft.db", isolation_level=None, check_same_thread=False)
-    blocker.execute("BEGIN IMMEDIATE")
-    release = threading.Timer(0.5, lambda: blocker.execute("COMMIT"))
-    release.start()
+    other, locked = Database(bench.database.url), threading.Event()
+
+    def lock() -> None:
+        with other.write() as session:
+            session.execute(update(Job).values(name="locked"))
+            locked.set()
+            time.sleep(0.5)
+
+    blocker = threading.Thread(target=lock)
+    blocker.start()
+    assert locked.wait(5)
     supervisor.run()
-    release.join()
-    blocker.close()
+    blocker.join()
+    other.dispose()
 
     assert bench.job(job).state == "succeeded"
     assert len([loss for data in bench.data(job, "iterations") for loss in data["losses"]]) == 50

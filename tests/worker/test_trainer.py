@@ -10,16 +10,20 @@ import pytest
 
 from core.errors import DataError, SpecError
 from sandbox import Limits
+from store import commands, events
 from worker.trainer import failure_of
 
 DIGITS = {"source": "sklearn:digits", "image_size": 8}
 
 
 def losses_of(bench: Any, job: int) -> list[float]:
-    from store import events
-
     with bench.database.read() as session:
         return events.losses(session, job).values.tolist()
+
+
+def kept_of(bench: Any, job: int) -> list[Path]:
+    with bench.database.read() as session:
+        return [bench.settings.data_dir / data["path"] for data in events.checkpoints(session, job)]
 
 
 def submit(bench: Any, model: str, **parts: Any) -> int:
@@ -115,6 +119,62 @@ def test_a_killed_trainer_goes_on_from_its_checkpoint_with_the_same_losses(bench
     assert losses_of(bench, killed) == losses_of(bench, whole)
 
 
+def test_a_trainer_killed_within_an_epoch_goes_on_from_its_last_step_checkpoint(bench: Any, tmp_path: Path) -> None:
+    parts = {"training": {"epochs": 3}, "checkpoint": {"every": {"steps": 10}}}
+    whole = submit(bench, "KilledOnce?" + str(Path(__file__)), **parts)
+    bench.run()
+    killed = submit(bench, f"KilledOnce?{tmp_path / 'killed'}", **parts)
+    bench.run()
+    folder = tmp_path / "jobs" / str(killed)
+    assert kept_of(bench, killed) == [folder / "1/51", folder / "1/70"], "the best, after the first epoch; the last"
+    assert all(path.is_dir() for path in kept_of(bench, killed))
+    bench.run()
+
+    assert bench.job(killed).state == "succeeded"
+    assert bench.data(killed, "rewound") == [{"to_step": 70}]
+    assert losses_of(bench, killed) == losses_of(bench, whole)
+    assert [data["mean_loss"] for data in bench.data(killed, "epoch")] == [
+        data["mean_loss"] for data in bench.data(whole, "epoch")
+    ]
+    for name in ("model.safetensors", "state.safetensors"):
+        assert (folder / "2/153" / name).read_bytes() == (tmp_path / "jobs" / str(whole) / "1/153" / name).read_bytes()
+    assert sorted(folder.glob("*/*")) == sorted(kept_of(bench, killed))
+
+
+def pause(bench: Any, job: int) -> None:
+    with bench.database.write() as session:
+        commands.pause(session, job, by="api")
+
+
+def stop(bench: Any, job: int) -> None:
+    bench.stop.set()
+
+
+@pytest.mark.parametrize(("halt", "state"), [(pause, "paused"), (stop, "queued")])
+def test_a_job_that_is_halted_within_an_epoch_loses_no_step(bench: Any, halt: Any, state: str) -> None:
+    whole = submit(bench, "Tiny", training={"epochs": 3})
+    bench.run()
+    halted = submit(bench, "Slow", training={"epochs": 3})
+    running = bench.run_aside()
+    bench.wait_for(halted, "checkpoint", seconds=30)
+    halt(bench, halted)
+    running.join(10)
+    found = bench.job(halted)
+    assert (found.state, found.failures) == (state, 0)
+    assert found.step % 51, "the test is of a halt within an epoch"
+    assert bench.data(halted, "checkpoint")[-1]["step"] == found.step
+    bench.stop.clear()
+    if state == "paused":
+        with bench.database.write() as session:
+            commands.resume(session, halted, by="api")
+    bench.run()
+
+    assert (bench.job(halted).state, bench.job(halted).attempt) == ("succeeded", 2)
+    assert bench.data(halted, "rewound") == [{"to_step": found.step}]
+    assert sum(len(data["losses"]) for data in bench.data(halted, "iterations")) == 153, "no step was done twice"
+    assert losses_of(bench, halted) == losses_of(bench, whole)
+
+
 def test_a_failure_is_typed_by_what_it_is() -> None:
     torch_says = RuntimeError("[enforce fail at alloc_cpu.cpp:115] DefaultCPUAllocator: can't allocate memory: you tried …")
 
@@ -125,6 +185,7 @@ def test_a_failure_is_typed_by_what_it_is() -> None:
     assert failure_of(SpecError.at("/dataset/source", "it is gone")).type == "data"
     assert failure_of(SpecError.at("/pretrained/source", "it is gone")).type == "transfer"
     assert failure_of(ValueError("x")).type == "crashed"
+    assert "training.deterministic" in failure_of(RuntimeError("put_ does not have a deterministic implementation, but …")).hint
     assert failure_of(ValueError("photo\udcff.png")).message == "ValueError: photo\\udcff.png"
 
 

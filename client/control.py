@@ -1,0 +1,79 @@
+"""The commands that steer what is there: cancel, pause, resume and fork a job, drain a worker."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import RenderableType
+
+from client.http import Json
+from client.terminal import AsJson, Follow, JobId, Key, Url, answer_submitted, read_file, service, show_answer
+
+app = typer.Typer()
+
+
+@app.command()
+def cancel(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
+    """Cancel a job: at once while it waits or is paused, within two seconds while it runs."""
+    with service(url, as_json) as client:
+        show_answer(client.cancel(job_id), _told, as_json)
+
+
+@app.command()
+def pause(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
+    """Pause a job: it gives its slot to others, until it is resumed."""
+    with service(url, as_json) as client:
+        show_answer(client.pause(job_id), _told, as_json)
+
+
+@app.command()
+def resume(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
+    """Put a paused job back into its queue; it goes on from where it stood."""
+    with service(url, as_json) as client:
+        show_answer(client.resume(job_id), _told, as_json)
+
+
+@app.command()
+def fork(  # noqa: PLR0917 (each is an option of the command)
+    job_id: JobId,
+    patch: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[PATCH]",
+            help="What the new spec has otherwise: a JSON merge patch, as JSON or YAML; `-` reads standard input.",
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Whose weights it begins with: best (the default), last, or a step.")
+    ] = None,
+    follow: Follow = False,
+    key: Key = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a new job of this one's spec, on its weights; of a failed job without a checkpoint, the same once more."""
+    with service(url, as_json) as client:
+        job = client.fork(job_id, {} if patch is None else read_file(patch), checkpoint=checkpoint, key=key)
+        answer_submitted(client, job, follow=follow, as_json=as_json)
+
+
+@app.command()
+def drain(
+    worker: Annotated[str, typer.Argument(metavar="WORKER", help="Its name, as GET /workers has it.")],
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Have a worker take no new job, finish those it runs, and leave."""
+    with service(url, as_json) as client:
+        show_answer(client.drain(worker), _draining, as_json)
+
+
+def _told(job: Json) -> RenderableType:
+    soon = {"cancel": " and will stop in a moment.", "pause": " and will pause in a moment."}
+    return f"Job {job['id']} is {job['state']}{soon.get(job['requested'], '.')}"
+
+
+def _draining(worker: Json) -> RenderableType:
+    running = ", ".join(str(job) for job in worker["running"])
+    return f"Worker {worker['name']} takes no new job, and leaves " + (f"after job {running}." if running else "in a moment.")
