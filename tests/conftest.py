@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from sqlalchemy import NullPool, create_engine, text
 
 from core.spec import JobSpec
 from sandbox import Sandbox
 from store.database import Database
+
+# How long an example takes says something of the machine, nothing of the code.
+settings.register_profile("graft", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("graft")
 
 
 @pytest.fixture(scope="session")
