@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from typing import TypeVar, TypeVarTuple, Unpack
 
 import anyio.to_thread
@@ -32,6 +32,8 @@ REMEMBERED_BYTES = 4 << 20
 """Events that a tail keeps, at most, and their data."""
 PAGE = 250
 """Events in one read of the database."""
+CHUNK_BYTES = 256 << 10
+"""Encoded events are handed on in chunks of about so much: a server holds a chunk in memory until its reader takes it."""
 READERS = 8
 """Threads that read logs; requests have their own."""
 
@@ -148,12 +150,12 @@ class Broadcaster:
                     found = tail.after(cursor)
                     ended = tail.ended
                     cursor = max(cursor, tail.last)
-                    chunk = b"".join(f.encoded(encoder) for f in found if wanted is None or f.event.kind in wanted)
+                    chunks = _chunks(f.encoded(encoder) for f in found if wanted is None or f.event.kind in wanted)
                     behind = False
                 else:
-                    chunk, seen, ended = await self._page(job_id, cursor, encoder, wanted)
+                    chunks, seen, ended = await self._page(job_id, cursor, encoder, wanted)
                     behind, cursor = seen > cursor, seen
-                if chunk:
+                for chunk in chunks:
                     yield chunk
                     beat = loop.time() + self._heartbeat
                 if ended and cursor >= tail.last:
@@ -169,9 +171,9 @@ class Broadcaster:
         cursor, ended, more = after, False, True
         while more and not ended and not self._stopping:
             before = cursor
-            chunk, cursor, ended = await self._page(job_id, cursor, encoder, kinds)
+            chunks, cursor, ended = await self._page(job_id, cursor, encoder, kinds)
             more = cursor > before
-            if chunk:
+            for chunk in chunks:
                 yield chunk
 
     @contextlib.contextmanager
@@ -209,18 +211,22 @@ class Broadcaster:
             if len(found) < PAGE:
                 await asyncio.sleep(max(0, due - loop.time()))
 
-    async def _page(self, job_id: int, cursor: int, encoder: Encoder, kinds: Collection[str] | None) -> tuple[bytes, int, bool]:
-        """From the database: the next events as bytes, the `seq` up to which all were seen, and whether the log ends there."""
+    async def _page(
+        self, job_id: int, cursor: int, encoder: Encoder, kinds: Collection[str] | None
+    ) -> tuple[list[bytes], int, bool]:
+        """From the database: the next events in chunks, the `seq` up to which all were seen, and whether the log ends there."""
         return await self._in_thread(self._encoded_page, job_id, cursor, encoder, kinds)
 
-    def _encoded_page(self, job_id: int, cursor: int, encoder: Encoder, kinds: Collection[str] | None) -> tuple[bytes, int, bool]:
+    def _encoded_page(
+        self, job_id: int, cursor: int, encoder: Encoder, kinds: Collection[str] | None
+    ) -> tuple[list[bytes], int, bool]:
         with self._database.read() as session:
             last, ended = events.last_seq(session, job_id)
             found = events.read(session, job_id, after=cursor, limit=PAGE, kinds=kinds)
         newest = found[-1].seq if found else cursor
         seen = newest if len(found) == PAGE else max(newest, last)  # a short page has all there was, of these kinds
         at_end = (ended and seen >= last) or bool(found and found[-1].kind == EndData.kind)
-        return b"".join(map(encoder, found)), seen, at_end
+        return _chunks(map(encoder, found)), seen, at_end
 
     def _last_seq(self, job_id: int) -> tuple[int, bool]:
         with self._database.read() as session:
@@ -232,6 +238,22 @@ class Broadcaster:
 
     async def _in_thread(self, function: Callable[[Unpack[Arguments]], Result], *arguments: *Arguments) -> Result:
         return await anyio.to_thread.run_sync(function, *arguments, limiter=self._threads)
+
+
+def _chunks(encoded: Iterable[bytes]) -> list[bytes]:
+    """The events joined, none cut, into as few chunks as `CHUNK_BYTES` allows; an event that is longer makes one alone."""
+    chunks: list[bytes] = []
+    waiting: list[bytes] = []
+    size = 0
+    for event in encoded:
+        if waiting and size + len(event) > CHUNK_BYTES:
+            chunks.append(b"".join(waiting))
+            waiting, size = [], 0
+        waiting.append(event)
+        size += len(event)
+    if size:
+        chunks.append(b"".join(waiting))
+    return chunks
 
 
 async def _set_before(event: asyncio.Event, deadline: float) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
 import socket
 import statistics
@@ -13,6 +15,9 @@ from typing import Any
 
 import httpx
 import pytest
+
+from api import forms
+from api.broadcast import Broadcaster
 
 NDJSON = {"Accept": "application/x-ndjson"}
 SSE = {"Accept": "text/event-stream"}
@@ -164,9 +169,28 @@ def test_a_reader_who_takes_nothing_is_given_up(app, bench, client, monkeypatch,
         until(lambda: watched(app, job_id) == 1)
         for number in range(60):
             bench.losses(job_id, first=number * 5000, losses=[0.5] * 5000)
-        until(lambda: watched(app, job_id) == 0)
+        until(lambda: watched(app, job_id) == 0, seconds=60)
     assert "was given up" in caplog.text
     bench.finish(job_id)
+
+
+@pytest.mark.parametrize("way", ["follow", "replay"])
+def test_a_reader_far_behind_is_sent_chunks_of_bounded_size(bench, monkeypatch, way):
+    monkeypatch.setattr("api.broadcast.CHUNK_BYTES", 10_000)
+    job_id = bench.running()
+    for number in range(30):
+        bench.losses(job_id, first=number * 100, losses=[0.123456789012345] * (2000 if number == 7 else 100))
+    bench.finish(job_id)
+
+    async def read() -> list[bytes]:
+        broadcaster = Broadcaster(bench.database, poll_seconds=0.1, heartbeat_seconds=10)
+        return [chunk async for chunk in getattr(broadcaster, way)(job_id, 0, forms.ndjson)]
+
+    chunks = asyncio.run(read())
+    inside = [[json.loads(line)["seq"] for line in chunk.splitlines()] for chunk in chunks]
+    assert list(itertools.chain(*inside)) == list(range(1, bench.last_seq(job_id) + 1))
+    assert all(len(chunk) <= 10_000 or len(events) == 1 for chunk, events in zip(chunks, inside, strict=True))
+    assert 8 <= len(chunks) <= 12
 
 
 def test_the_tail_runs_from_the_first_viewer_to_the_last(app, bench, client):
@@ -286,7 +310,7 @@ def watched(app: Any, job_id: int) -> int:
     return viewers
 
 
-def until(true: Any, seconds: float = 5) -> None:
+def until(true: Any, seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline
