@@ -116,7 +116,7 @@ def show(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
             except RefusedError as error:
                 if error.status != 404:
                     raise
-        out.print(Group("", tables.checkpoints_view(client.checkpoints(job_id), client.url)))
+        out.print(Group("", tables.checkpoints_view(client.checkpoints(job_id), client.url)), crop=False)
 
 
 @app.command()

@@ -61,7 +61,7 @@ def _follow(client: Client, job: Json) -> Json:
         err.print(f"Job {job['id']} goes on. Watch it: graft logs -f {job['id']}   Stop it: graft cancel {job['id']}")
         raise
     out.print(outcome(end))
-    out.print(tables.checkpoints_view(client.checkpoints(job["id"]), client.url))
+    out.print(tables.checkpoints_view(client.checkpoints(job["id"]), client.url), crop=False)
     return end
 
 

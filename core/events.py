@@ -53,7 +53,8 @@ class StateData(Data):
     by: str | None = Field(default=None, description="Who did it: a worker's name, `api`, or `reaper`.")
 
 
-TargetStatus = Literal["loaded", "reinit", "missing"]
+TargetStatus = Literal["loaded", "adapted", "reinit", "missing", "excluded"]
+Adapter = Literal["head_rows", "in_channels", "position_embedding", "patch_embedding"]
 SourceStatus = Literal["used", "dropped", "unexpected"]
 
 
@@ -67,6 +68,7 @@ class TargetEntry(BaseModel):
     source_shape: list[int] | None = None
     reason: str | None = Field(default=None, description="Why it was not loaded.")
     cast: str | None = Field(default=None, description="`float16 -> float32` where the dtypes differ.")
+    adapter: Adapter | None = Field(default=None, description="What made the source's tensor fit, where it is adapted.")
 
 
 class SourceEntry(BaseModel):
@@ -94,6 +96,14 @@ class ModuleCount(BaseModel):
     total: Count
 
 
+class TransferStep(BaseModel):
+    """One thing that was done to the source's names before they were compared with the model's."""
+
+    kind: Literal["container", "wrapper", "prefix", "select", "rename", "drop", "suffix"]
+    detail: str = Field(description="The rule, or what was found: `module`, `+encoder.`, `^encoder\\. -> `.")
+    keys: int = Field(description="How many names it changed, or took out.")
+
+
 class TransferData(Data):
     """The transfer report: each target and each source entry once, with one status."""
 
@@ -106,6 +116,7 @@ class TransferData(Data):
     totals: dict[TargetStatus, Count]
     source_totals: dict[SourceStatus, Count]
     modules: list[ModuleCount]
+    steps: list[TransferStep] = Field(default=[], description="In order, what brought the source's names to the model's.")
     targets: list[TargetEntry]
     sources: list[SourceEntry]
 

@@ -1,24 +1,15 @@
-"""Read pretrained weights: names, shapes and dtypes first, tensors when they are asked for.
-
-Safetensors are read by their header; pickles by `torch.load(weights_only=True)` alone. There is no way round it: a file that
-holds more than tensors is refused with the names of what it holds.
-"""
+"""Where pretrained weights come from: each kind of source, found, checked and read."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import pickle
 import re
-import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torchvision import models as vision
 from torchvision.models import WeightsEnum
@@ -28,38 +19,10 @@ from core.catalog import model_names
 from core.errors import SpecError, TransferError, did_you_mean
 from core.places import PinnedWeights, Places
 from core.shapes import shapes_of
+from core.statefiles import POINTER, Entry, Source, load_pickle, read_file, read_safetensors
+from core.tensorfile import sha256_of
 
 __all__ = ["Entry", "Source", "preprocessing_of", "read"]
-
-POINTER = "/pretrained/source"
-SUFFIXES = (".safetensors", ".pt", ".pth")
-_CONTAINERS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema", "ema")
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
-    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool, "C64": torch.complex64,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What is known of a tensor without reading it."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype | None
-
-
-@dataclass(frozen=True)
-class Source:
-    """Pretrained weights. `tensors` reads them, on the CPU; `entries` needed no more than the header."""
-
-    name: str
-    format: Literal["safetensors", "torch", "torchvision"]
-    entries: Mapping[str, Entry]
-    tensors: Callable[[], Mapping[str, Tensor]]
-    sha256: str | None = None
-    classes: tuple[str, ...] | None = None
-    """Names of the classes that its head tells apart, where that is known."""
 
 
 def read(source: str, places: Places, *, shapes_only: bool = False) -> Source:
@@ -72,7 +35,7 @@ def read(source: str, places: Places, *, shapes_only: bool = False) -> Source:
     if kind == "torchvision" and rest:
         return _read_torchvision(source, rest, places, shapes_only)
     if kind == "file" and rest:
-        return _read_file(source, places.input(rest, POINTER), rest, shapes_only)
+        return read_file(source, places.input(rest, POINTER), rest, shapes_only)
     if kind == "job" and rest:
         return _read_job(source, _pinned(source, places), shapes_only)
     raise SpecError.at(POINTER, f"'{source}' is no source of weights; write torchvision:NAME/WEIGHTS, file:PATH or job:ID")
@@ -113,7 +76,7 @@ def _read_torchvision(source: str, name: str, places: Places, shapes_only: bool)
     entries = {key: Entry(tuple(value.shape), value.dtype) for key, value in official.state_dict().items()}
     if path is None or shapes_only:
         return Source(source, "torchvision", entries, dict)
-    sha = _sha256(path)
+    sha = sha256_of(path)
     expected = _hash_prefix(path.name)
     if not sha.startswith(expected):
         raise TransferError(
@@ -123,7 +86,7 @@ def _read_torchvision(source: str, name: str, places: Places, shapes_only: bool)
 
     def tensors() -> Mapping[str, Tensor]:
         try:
-            official.load_state_dict(_undotted(_load_pickle(path, path.name)), strict=True, assign=True)
+            official.load_state_dict(_undotted(load_pickle(path, path.name)), strict=True, assign=True)
         except RuntimeError as error:
             raise TransferError(f"{path.name} does not hold the weights of {model_name}: {error}") from error
         return official.state_dict()
@@ -185,10 +148,10 @@ def _read_job(source: str, pinned: PinnedWeights, shapes_only: bool) -> Source:
     path = pinned.path / "model.safetensors" if pinned.path.is_dir() else pinned.path
     if not path.is_file():
         raise SpecError.at(POINTER, f"the weights of '{source}' are gone; name another job, or train it again")
-    if not shapes_only and _sha256(path) != pinned.sha256:
+    if not shapes_only and sha256_of(path) != pinned.sha256:
         raise TransferError(f"the weights of '{source}' have changed since this job was submitted")
     classes = _model_card(pinned).get("classes")
-    return _read_safetensors(source, path, path.name, pinned.sha256, tuple(classes) if classes else None)
+    return read_safetensors(source, path, path.name, pinned.sha256, tuple(classes) if classes else None)
 
 
 def _model_card(pinned: PinnedWeights) -> dict[str, Any]:
@@ -200,78 +163,6 @@ def _model_card(pinned: PinnedWeights) -> dict[str, Any]:
     return card
 
 
-def _read_file(source: str, path: Path, shown: str, shapes_only: bool) -> Source:
-    if path.suffix not in SUFFIXES or not path.is_file():
-        raise SpecError.at(POINTER, f"'{shown}' is no file of weights; those end in {', '.join(SUFFIXES)}")
-    sha256 = None if shapes_only else _sha256(path)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(source, path, shown, sha256)
-    state = _load_pickle(path, shown)
-    entries = {key: Entry(tuple(value.shape), value.dtype) for key, value in state.items()}
-    return Source(source, "torch", entries, lambda: state, sha256)
-
-
-def _read_safetensors(source: str, path: Path, shown: str, sha256: str | None, classes: tuple[str, ...] | None = None) -> Source:
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  (it is no dict)
-            entries = {key: Entry(tuple(one.get_shape()), _DTYPES.get(one.get_dtype())) for key, one in slices.items()}
-    except (OSError, SafetensorError) as error:
-        raise SpecError.at(POINTER, f"'{shown}' cannot be read as safetensors: {error}") from None
-
-    def tensors() -> Mapping[str, Tensor]:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in entries}
-
-    return Source(source, "safetensors", entries, tensors, sha256, classes)
-
-
-def _load_pickle(path: Path, shown: str) -> Mapping[str, Tensor]:
-    """The state dict in a .pt or .pth file, on the CPU, mapped and not read where the format allows it."""
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        raise SpecError.at(POINTER, f"'{shown}' {_why_refused(str(error))}") from None
-    except Exception as error:  # a damaged file raises whatever the unpickler stumbles over
-        raise SpecError.at(POINTER, f"'{shown}' cannot be read: {type(error).__name__}: {error}") from None
-    return _unwrap(found, shown)
-
-
-def _why_refused(message: str) -> str:
-    named = re.search(r"GLOBAL ([\w.]+)", message)
-    if not named:
-        said = re.search(r"WeightsUnpickler error: (.*)", message)
-        return "is no file of tensors that torch.save wrote" + (f" ({said[1].strip()})" if said and said[1].strip() else "")
-    return (
-        f"holds more than tensors ({named[1]}), and to load that would run code from the file; "
-        "save the state_dict() alone, best as safetensors"
-    )
-
-
-def _unwrap(found: object, shown: str) -> Mapping[str, Tensor]:
-    """The state dict itself, out of the usual containers."""
-    if not isinstance(found, Mapping):
-        raise SpecError.at(POINTER, f"'{shown}' holds a {type(found).__name__}, not a state dict")
-    inside = {key: _tensors(found[key]) for key in _CONTAINERS if isinstance(found.get(key), Mapping)}
-    candidates = {key: state for key, state in inside.items() if state}
-    if len(candidates) > 1:
-        names = ", ".join(candidates)
-        raise SpecError.at(POINTER, f"'{shown}' holds more than one state dict ({names}); save the one that is meant to a file")
-    state = next(iter(candidates.values())) if candidates else _tensors(found)
-    if not state:
-        raise SpecError.at(POINTER, f"'{shown}' holds no tensors; its keys are {', '.join(map(str, list(found)[:8])) or 'none'}")
-    return state
-
-
-def _tensors(found: Mapping[Any, Any]) -> dict[str, Tensor]:
-    return {key: value for key, value in found.items() if isinstance(key, str) and isinstance(value, Tensor)}
-
-
 def _triple(values: Any) -> tuple[float, float, float]:
     red, green, blue = (float(value) for value in values)
     return red, green, blue
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
