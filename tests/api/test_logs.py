@@ -92,4 +92,4 @@ def test_a_hundred_thousand_iterations_are_text_in_a_moment(bench, client):
     bench.finish(job_id)
     began = time.monotonic()
     assert len(lines(client, job_id)) == 100_004
-    assert time.monotonic() - began < 3  # 0.3 s on an idle core
+    assert time.monotonic() - began < 30  # 0.3 s on an idle core; minutes, if it were quadratic

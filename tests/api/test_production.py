@@ -54,7 +54,7 @@ def test_a_job_is_listed_followed_and_cancelled(app, settings, make_bench):
         assert client.post(f"/jobs/{job_id}/cancel").json()["requested"] == "cancel"
         bench.losses(job_id, first=6, losses=[0.5])
         bench.finish(job_id, "cancelled")
-        follower.join(10)
+        follower.join(60)
         assert found == client.get(f"/jobs/{job_id}/events").json()["data"]
         assert [event["kind"] for event in found][-3:] == ["iterations", "state", "end"]
         assert client.get(f"/jobs/{job_id}/losses").json()["steps"] == 7
@@ -65,7 +65,7 @@ def test_a_job_is_listed_followed_and_cancelled(app, settings, make_bench):
 def test_the_hint_of_a_new_job_reaches_its_queue(app, redis_url):
     assert app.state.service.hints.send("fast")
     with Celery(broker=redis_url).connection_for_read() as connection:
-        message = connection.SimpleQueue("fast").get(timeout=5)
+        message = connection.SimpleQueue("fast").get(timeout=60)
     assert message.headers["task"] == "graft.work"
 
 

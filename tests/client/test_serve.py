@@ -94,7 +94,7 @@ def test_a_child_that_does_not_listen_is_killed_at_a_second_signal(module, tmp_p
 
     serve._stop([child], Impatient())
     assert child.process.returncode == -signal.SIGKILL
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
 
 
 @pytest.mark.parametrize(

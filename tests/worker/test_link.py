@@ -46,7 +46,7 @@ def link_of(supervisor: Channel) -> Iterator[Callable[[float], Link]]:
     yield make
     supervisor._socket.shutdown(socket.SHUT_RDWR)
     for link in links:
-        link.thread.join(5)
+        link.thread.join(60)
 
 
 def test_the_first_loss_goes_at_once_and_the_next_ones_together(supervisor: Channel, link_of: Callable[[float], Link]) -> None:

@@ -85,7 +85,7 @@ def test_no_more_jobs_run_than_there_are_slots(bench: Any, runner: Runner, monke
     for _ in range(3):
         runner.work_aside()
         threading.Thread(target=runner.work).start()
-    assert all(done.acquire(timeout=5) for _ in range(3))
+    assert all(done.acquire(timeout=60) for _ in range(3))
 
     assert at_once == [1, 1, 1]
     with bench.database.read() as session:
@@ -105,7 +105,7 @@ def test_a_chore_that_fails_does_not_stop_the_others(bench: Any, runner: Runner,
 
     assert reaped.wait(2)
     runner.stop.set()
-    reaper.join(2)
+    reaper.join(60)
 
 
 def test_a_worker_that_is_drained_finishes_its_jobs_takes_no_other_and_then_leaves(bench: Any, runner: Runner) -> None:

@@ -158,7 +158,7 @@ def test_a_job_that_is_halted_within_an_epoch_loses_no_step(bench: Any, halt: An
     running = bench.run_aside()
     bench.wait_for(halted, "checkpoint", seconds=30)
     halt(bench, halted)
-    running.join(10)
+    running.join(60)
     found = bench.job(halted)
     assert (found.state, found.failures) == (state, 0)
     assert found.step % 51, "the test is of a halt within an epoch"
