@@ -132,6 +132,7 @@ def view(session: Session, job: Job, served: Collection[str] | None = None) -> d
         "failures": job.failures,
         "failure": job.failure,
         "forked_from": job.forked_from,
+        "ran_seconds": round(jobs.ran_seconds(session, job), 3),
         "position": jobs.position(session, job),
         "eta_seconds": _eta(job),
         "warnings": [*job.plan.get("warnings", []), *_unserved(session, job, served)],
