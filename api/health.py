@@ -51,7 +51,10 @@ async def get_live() -> schemas.Health:
 
 @router.get("/health/ready", summary="Does it take jobs", response_model=schemas.Health, responses=problems.responses())
 def get_ready(service: Svc) -> schemas.Health:
-    """Once the database is at head and the sandbox is warm; before that a 503 that says what is missing."""
+    """Once the database is at head and the sandbox that plans jobs is warm; before that a 503 that says what is missing.
+
+    Of the api alone: a job is taken though no worker is warm yet, and waits. `GET /workers` tells of them by `devices.ready`.
+    """
     missing = [*_database(service), *_sandbox(service)]
     if missing:
         detail = "; ".join(fault.message for fault in missing)
