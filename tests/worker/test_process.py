@@ -193,8 +193,10 @@ def test_a_worker_stops_with_its_parent_and_gives_its_job_back_uncounted(
     host.wait(lambda: alive(pids) == [], 8)
     with host.database.read() as session:
         found = jobs.get(session, job)
+        saved = events.latest(session, job, "checkpoint")
         assert workers.listing(session) == []
     assert (found.state, found.failures) == ("queued", 0)
+    assert saved["step"] == found.step > 0, "nothing that it has done is lost"
 
 
 def test_a_drained_worker_finishes_its_job_takes_no_other_and_exits_in_order(
