@@ -11,6 +11,7 @@ from fastapi import Depends, FastAPI
 from fastapi.concurrency import run_in_threadpool
 
 from api import catalog, checkpoints, control, events, forks, health, jobs, openapi, plans, problems, reports
+from api.answers import JsonResponse
 from api.broadcast import Broadcaster
 from api.dependencies import Service, known_parameters
 from api.stopping import on_stop
@@ -34,6 +35,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description=openapi.DESCRIPTION,
         openapi_tags=openapi.TAGS,
         lifespan=_lifespan,
+        default_response_class=JsonResponse,
         dependencies=[Depends(known_parameters)],
         redoc_url=None,
     )

@@ -6,6 +6,7 @@ import orjson
 from fastapi import APIRouter, Request, Response
 
 from api import plans, problems, schemas
+from api.answers import JsonResponse
 from api.dependencies import Svc
 
 router = APIRouter(tags=["service"])
@@ -19,4 +20,4 @@ async def get_catalog(request: Request, service: Svc) -> Response:
         state.catalog = orjson.dumps(
             await plans.ask(service, "core.catalog:catalog_request", {"places": service.settings.places()})
         )
-    return Response(state.catalog, media_type="application/json")
+    return JsonResponse(state.catalog)

@@ -6,12 +6,12 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-import orjson
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import FileResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from api import problems, schemas
+from api.answers import JsonResponse
 from api.dependencies import JobId, Service, Svc
 from api.problems import ProblemError
 from store import events, jobs
@@ -39,7 +39,7 @@ def get_checkpoints(job_id: JobId, service: Svc) -> Response:
         here = f"/jobs/{job_id}/checkpoints/{item['step']}"
         links = {"weights": f"{here}/weights.safetensors", "model": f"{here}/model.json"}
         data.append({**{field: item[field] for field in fields}, **links})
-    return Response(orjson.dumps({"data": data}), media_type="application/json")
+    return JsonResponse({"data": data})
 
 
 @router.head("/{which}/{name}", include_in_schema=False)

@@ -9,6 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import PlainTextResponse
 
 from api import forms, problems, schemas
+from api.answers import JsonResponse
 from api.dependencies import INT64, JobId, Service, Svc
 from api.negotiation import negotiate
 from api.problems import ProblemError
@@ -147,7 +148,7 @@ def _page(service: Service, job_id: int, after: int, limit: int, kinds: list[str
     following = found[-1].seq if found else after
     data = b",".join(event.envelope() for event in found)
     body = b'{"data":[%s],"has_more":%s,"next":%d}' % (data, b"true" if has_more else b"false", following)
-    return Response(body, media_type=JSON)
+    return JsonResponse(body)
 
 
 def _read(service: Service, job_id: int, after: int, limit: int, kinds: list[str] | None) -> list[events.StoredEvent]:

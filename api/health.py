@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated, Any
 
-import orjson
 from fastapi import APIRouter, Path, Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from api import problems, schemas
+from api.answers import JsonResponse
 from api.dependencies import Service, Svc
 from api.problems import ProblemError
 from core.errors import Fault
@@ -27,7 +27,7 @@ def get_workers(service: Svc) -> Response:
     with service.database.read() as session:
         found = workers.listing(session)
         queues = jobs.counts(session)
-    return Response(orjson.dumps({"data": [_view(worker) for worker in found], "queues": queues}), media_type="application/json")
+    return JsonResponse({"data": [_view(worker) for worker in found], "queues": queues})
 
 
 @router.post("/workers/{name}/drain", summary="Drain a worker", response_model=schemas.Worker, responses=problems.responses(404))
@@ -36,7 +36,7 @@ def drain_worker(name: Annotated[Name, Path(description="As GET /workers calls i
     with service.database.write() as session:
         workers.drain(session, name)
         worker = next(worker for worker in workers.listing(session) if worker.name == name)
-    return Response(orjson.dumps(_view(worker)), media_type="application/json")
+    return JsonResponse(_view(worker))
 
 
 def _view(worker: WorkerStatus) -> dict[str, Any]:
@@ -51,7 +51,10 @@ async def get_live() -> schemas.Health:
 
 @router.get("/health/ready", summary="Does it take jobs", response_model=schemas.Health, responses=problems.responses())
 def get_ready(service: Svc) -> schemas.Health:
-    """Once the database is at head and the sandbox is warm; before that a 503 that says what is missing."""
+    """Once the database is at head and the sandbox that plans jobs is warm; before that a 503 that says what is missing.
+
+    Of the api alone: a job is taken though no worker is warm yet, and waits. `GET /workers` tells of them by `devices.ready`.
+    """
     missing = [*_database(service), *_sandbox(service)]
     if missing:
         detail = "; ".join(fault.message for fault in missing)

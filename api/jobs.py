@@ -8,12 +8,12 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import orjson
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 
 from api import plans, problems, schemas
+from api.answers import JsonResponse
 from api.dependencies import INT64, JobId, Service, Svc
 from api.problems import ProblemError
 from core.errors import Fault, did_you_mean
@@ -132,6 +132,7 @@ def view(session: Session, job: Job, served: Collection[str] | None = None) -> d
         "failures": job.failures,
         "failure": job.failure,
         "forked_from": job.forked_from,
+        "ran_seconds": round(jobs.ran_seconds(session, job), 3),
         "position": jobs.position(session, job),
         "eta_seconds": _eta(job),
         "warnings": [*job.plan.get("warnings", []), *_unserved(session, job, served)],
@@ -163,14 +164,12 @@ def _create(service: Service, made: Submission, key: str | None, body_hash: str)
 
 
 def _located(answer: dict[str, Any], status: int) -> Response:
-    return Response(
-        orjson.dumps(answer), status_code=status, media_type="application/json", headers={"Location": answer["links"]["self"]}
-    )
+    return JsonResponse(answer, status_code=status, headers={"Location": answer["links"]["self"]})
 
 
 def reply(answer: dict[str, Any]) -> Response:
     """A job, or a page of them, as it is sent."""
-    return Response(orjson.dumps(answer), media_type="application/json")
+    return JsonResponse(answer)
 
 
 def _eta(job: Job) -> float | None:

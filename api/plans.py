@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import anyio.to_thread
-import orjson
 from fastapi import APIRouter, Depends, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import ValidationError
 
 from api import examples, problems, schemas
+from api.answers import JsonResponse
 from api.body import json_object
 from api.checkpoints import choose
 from api.dependencies import INT64, Service, Svc
@@ -76,7 +76,7 @@ async def post_plan(body: Body, service: Svc) -> Response:
     will take. A spec that passes here is one that `POST /jobs` takes.
     """
     planned = await plan(service, body)
-    return Response(orjson.dumps(planned.plan), media_type="application/json")
+    return JsonResponse(planned.plan)
 
 
 async def plan(service: Service, body: Mapping[str, Any]) -> Planned:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
-import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
@@ -21,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
 
+from api.answers import JsonResponse
 from core.errors import Fault, did_you_mean
 from store.errors import StoreError
 
@@ -89,7 +89,7 @@ class ProblemError(Exception):
         if self.faults:
             body["errors"] = [{"pointer": _sendable(f.pointer), "message": _sendable(f.message)} for f in self.faults]
             body["detail"] = _sendable(self.detail)
-        return Response(orjson.dumps(body), status_code=self.status, headers=self.headers, media_type=MEDIA_TYPE)
+        return JsonResponse(body, status_code=self.status, headers=self.headers, media_type=MEDIA_TYPE)
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:

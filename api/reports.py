@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import orjson
 from fastapi import APIRouter, Query, Response
 
 from api import problems, schemas
+from api.answers import JsonResponse
 from api.dependencies import JobId, Service, Svc
 from api.problems import ProblemError
 from core.events import GroupsData, TransferData
@@ -32,7 +32,7 @@ def get_losses(job_id: JobId, service: Svc, points: Points = None) -> Response:
         answer = {"steps": len(losses), "losses": losses.figures()}
     else:
         answer = {"steps": len(losses), "buckets": events.buckets(losses, points)}
-    return Response(orjson.dumps(answer), media_type="application/json")
+    return JsonResponse(answer)
 
 
 @router.get("/transfer", summary="The transfer report", response_model=TransferData, responses=problems.responses(404))
@@ -56,4 +56,4 @@ def _latest(service: Service, job_id: int, kind: str, name: str) -> Response:
         if job.ended_at is not None:
             reason = f"job {job_id} is {job.state}; it ended before there was a {name}"
         raise ProblemError(404, "not-yet", reason)
-    return Response(orjson.dumps(found), media_type="application/json")
+    return JsonResponse(found)

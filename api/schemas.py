@@ -84,6 +84,9 @@ class Job(BaseModel):
     failures: int = Field(description="Lost attempts in a row; at `spec.resources.max_attempts` the job fails.")
     failure: Failure | None
     forked_from: ForkedFrom | None = Field(description="Where a fork comes from.")
+    ran_seconds: float = Field(
+        description="How long it has run, over all attempts, without waiting and pauses: what `spec.resources.max_hours` limits."
+    )
     position: int | None = Field(description="While queued: how many go before it.")
     eta_seconds: float | None = Field(description="While running, once it can be told: until the last step.")
     warnings: list[str] = Field(description="What the plan warned of; and, while queued, whether no worker serves its queue.")

@@ -58,6 +58,8 @@ def serve(
         out.print(
             f"[bold green]Ready[/] at [bold]{told.url}[/] in {told.seconds:.0f} s; the API: {told.url}/docs", soft_wrap=True
         )
+        if not told.worker:
+            out.print("[dim]Its worker is still warming up; jobs wait in their queue until it is.[/]")
         out.print(f"[dim]Data: {told.data_dir}   Inputs: {told.inputs_dir}   Stop: Ctrl-C[/]", soft_wrap=True)
 
     if not as_json:

@@ -94,11 +94,16 @@ class Client:
     # Asking and submitting
 
     def ready(self) -> bool:
-        """Whether the service takes jobs."""
+        """Whether the api takes jobs; whether a worker is warm that runs them is told by `workers`."""
         try:
             return self._http.get("/health/ready").is_success
         except httpx.HTTPError:
             return False
+
+    def workers(self) -> list[Json]:
+        """Who works for the service, and whether each is warm: `devices.ready`."""
+        data: list[Json] = self._json("GET", "/workers")["data"]
+        return data
 
     def plan(self, spec: Json) -> Json:
         """Everything that can be known before training: the resolved spec, transfer, groups, steps, memory, warnings."""

@@ -43,6 +43,8 @@ class Ready:
     data_dir: Path
     inputs_dir: Path
     seconds: float
+    worker: bool
+    """Whether the worker is warm as well; until it is, jobs wait in their queue."""
 
     def json(self) -> str:
         """As one line, which `of_json` reads."""
@@ -81,7 +83,8 @@ def serve(host: str, port: int, *, ready: Callable[[Ready], None], note: Callabl
                     worker.keep(note)
                     if not told and client.ready():
                         told = True
-                        ready(Ready(url, os.getpid(), data_dir, inputs, time.monotonic() - begun))
+                        warm = any(one["alive"] and one["devices"].get("ready") for one in client.workers())
+                        ready(Ready(url, os.getpid(), data_dir, inputs, time.monotonic() - begun, warm))
                     if not told and time.monotonic() - begun > READY_SECONDS:
                         raise ServeError(f"not ready after {READY_SECONDS:.0f} s; GET {url}/health/ready says what is missing")
                     time.sleep(0.1)

@@ -67,6 +67,8 @@ def job_view(job: Json) -> RenderableType:
     facts.add_row("model", escape(job["spec"]["model"]["name"]))
     eta = f", {job['eta_seconds']:.0f} s to go" if job["eta_seconds"] is not None else ""
     facts.add_row("steps", progress_text(job) + eta)
+    if job["ran_seconds"]:
+        facts.add_row("ran for", lasted(job["ran_seconds"]))
     latest = job["latest"]
     figures = {"loss": latest.get("loss"), "mean loss": latest.get("mean_loss")}
     for name, value in (latest.get("validation") or {}).items():
@@ -132,6 +134,14 @@ def ago(moment: str, now: datetime | None = None) -> str:
         if seconds >= length:
             return f"{seconds // length} {name} ago"
     return f"{max(seconds, 0)} s ago"
+
+
+def lasted(seconds: float) -> str:
+    """How long something took, in its two largest units."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def plain_table(**options: Any) -> Table:

@@ -82,7 +82,7 @@ def load(place: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, A
     try:
         content = json.loads((place / "state.json").read_bytes())
         if content.pop("check") != _check(content):
-            raise CheckpointError(f"{place.name}/state.json is damaged")
+            raise CheckpointError(f"{place.name}/state.json is damaged: its content is not what it was written with")
         for name, sha256 in content["sha256"].items():
             if sha256_of(place / name) != sha256:
                 raise CheckpointError(f"{place.name}/{name} is damaged: its SHA-256 is not the one in state.json")
@@ -94,17 +94,29 @@ def load(place: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, A
         raise CheckpointError(f"{place.name} is no whole checkpoint: {type(error).__name__}: {error}") from None
 
 
-def resume(candidates: Sequence[Path], model: nn.Module, optimizer: Optimizer) -> Progress | None:
-    """Continue from the first sound one of `candidates`: weights, buffers, optimizer, random generators. None: none is sound."""
+class Resumed(NamedTuple):
+    """How far a job is that goes on, and what is wrong with each checkpoint that was passed over for that."""
+
+    progress: Progress
+    passed_over: list[CheckpointError]
+
+
+def resume(candidates: Sequence[Path], model: nn.Module, optimizer: Optimizer) -> Resumed:
+    """Continue from the first sound one of `candidates`: weights, buffers, optimizer, random generators.
+
+    Where none is sound, model and optimizer stay as they are, for a job that begins anew.
+    """
+    damaged: list[CheckpointError] = []
     for place in candidates:
         try:
             weights, tensors, content = load(place)
-        except CheckpointError:
+        except CheckpointError as error:
+            damaged.append(error)
             continue
         model.load_state_dict(weights)
         _restore(model, optimizer, tensors, content["values"])
-        return Progress(**{**content["progress"], "tally": Tally(**content["progress"]["tally"])})
-    return None
+        return Resumed(Progress(**{**content["progress"], "tally": Tally(**content["progress"]["tally"])}), damaged)
+    return Resumed(Progress(), damaged)
 
 
 def clean(directory: Path) -> None:
@@ -187,7 +199,7 @@ def _rename(folder: Path, place: Path) -> None:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> Written:
-    return write(path, iter([json.dumps(content, indent=1).encode()]))
+    return write(path, iter([json.dumps(content, indent=1).encode(), b"\n"]))
 
 
 def _check(content: Mapping[str, Any]) -> str:

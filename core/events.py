@@ -181,7 +181,7 @@ class CheckpointData(Data):
 
 
 class LogData(Data):
-    """What the training code printed or warned, a line."""
+    """A line: what the training code printed or warned, or a checkpoint that a resume passed over as damaged."""
 
     kind = "log"
     level: Literal["info", "warning", "error"] = "info"

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from core import checkpoints, randomness
 from core.errors import NonFiniteLossError
-from core.events import CheckpointData, Data, EpochData, Figure, Iteration, RewoundData, best, figure
+from core.events import CheckpointData, Data, EpochData, Figure, Iteration, LogData, RewoundData, best, figure
 from core.groups import learning_rates, set_train_mode
 from core.outputs import LossFunction, logits_of, loss_of
 from core.places import Places
@@ -126,9 +126,9 @@ def fit(
 ) -> Generator[Iteration | tuple[int, Data], None, None]:  # fmt: skip
     """A whole job: yields each Iteration, and `(step, data)` for every other event.
 
-    In order: the transfer report, the groups, with `resume` a RewoundData, then per epoch its iterations and an EpochData, and
-    a CheckpointData whenever `checkpoint.every` (by `clock`, where it is minutes) has one written. Checkpoints lie in
-    `directory`, each under the number of its step; none is ever removed here.
+    In order: the transfer report, the groups, with `resume` a RewoundData and a LogData for each checkpoint that was passed
+    over, then per epoch its iterations and an EpochData, and a CheckpointData whenever `checkpoint.every` (by `clock`, where it
+    is minutes) has one written. Checkpoints lie in `directory`, each under the number of its step; none is ever removed here.
 
     `resume` lists checkpoints, newest first; the first sound one is continued, in the middle of its epoch too, and the job goes
     on as if it had never stopped: bit for bit on the CPU, and with `training.deterministic` on a GPU of the same type.
@@ -143,8 +143,10 @@ def fit(
         yield 0, job.groups
         progress = Progress()
         if resume is not None:
-            progress = checkpoints.resume(resume, job.model, job.optimizer) or progress
+            progress, damaged = checkpoints.resume(resume, job.model, job.optimizer)
             yield progress.step, RewoundData(to_step=progress.step)
+            for error in damaged:
+                yield progress.step, LogData(level="warning", message=f"passed over a checkpoint: {error}")
         keeper = _Keeper(job, directory, Pace(spec.checkpoint.every, clock), publish, halts)
         try:
             while progress.epoch < spec.training.epochs:

@@ -154,6 +154,13 @@ def position(session: Session, job: Job) -> int | None:
     return session.execute(waiting).scalar_one()
 
 
+def ran_seconds(session: Session, job: Job) -> float:
+    """How long it has run, over all attempts. Past its lease a trainer stands still, so that is not counted."""
+    if job.claimed_at is None or job.lease_until is None:
+        return job.ran_seconds
+    return job.ran_seconds + max(0.0, min(now(session), job.lease_until) - job.claimed_at)
+
+
 def counts(session: Session) -> dict[str, dict[str, int]]:
     """How many jobs wait and run, by queue and state: `{"default": {"queued": 3, "running": 1}}`."""
     found: defaultdict[str, dict[str, int]] = defaultdict(dict)

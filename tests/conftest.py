@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import redis
+from celery import Celery
 from hypothesis import HealthCheck, settings
 from sqlalchemy import NullPool, create_engine, text
 
 from core.spec import JobSpec
 from sandbox import Sandbox
 from store.database import Database
+from store.hints import broker_options
 
 # How long an example takes says something of the machine, nothing of the code.
 settings.register_profile("graft", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -81,10 +87,14 @@ def _postgres_template(postgres: str) -> str:
 @pytest.fixture
 def postgres_url(_postgres_template: str) -> str:
     """A PostgreSQL database at head, without a row in it. Tests share it, one after the other."""
-    with _maintenance(_postgres_template) as connection:
+    return _emptied(_postgres_template)
+
+
+def _emptied(url: str) -> str:
+    with _maintenance(url) as connection:
         connection.execute(text("DELETE FROM jobs"))  # what refers to them goes with them
         connection.execute(text("DELETE FROM workers"))
-    return _postgres_template
+    return url
 
 
 def _maintenance(url: str) -> Any:
@@ -101,6 +111,64 @@ def redis_url() -> Iterator[str]:
 
     with ValkeyServer() as server:
         yield f"redis://{server.host}:{server.port}/0"
+
+
+STACKS = ["sqlite", "postgres"]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Where one of the two stacks keeps what it knows, and where its hints lie."""
+
+    database_url: str
+    broker_url: str
+
+
+@pytest.fixture(scope="session")
+def make_stack(request: pytest.FixtureRequest, _sqlite_template: Path) -> Callable[[str, Path], Stack]:
+    """`make_stack("sqlite", folder)`: files in `folder`. `make_stack("postgres", folder)`: PostgreSQL and Valkey, which tests
+    share, one after the other. The database is at head, and nothing is in it nor in the broker.
+    """
+
+    def make(name: str, folder: Path) -> Stack:
+        if name == "sqlite":
+            shutil.copy(_sqlite_template, folder / "graft.db")
+            return Stack(f"sqlite:///{folder}/graft.db", f"filesystem://{folder}/hints")
+        database, broker = request.getfixturevalue("_postgres_template"), request.getfixturevalue("redis_url")
+        with redis.from_url(broker) as server:
+            server.flushdb()
+        return Stack(_emptied(database), broker)
+
+    return make
+
+
+@pytest.fixture(params=STACKS)
+def stack(request: pytest.FixtureRequest, make_stack: Callable[[str, Path], Stack], tmp_path: Path) -> Stack:
+    """One stack after the other."""
+    return make_stack(request.param, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def receive() -> Callable[..., list[tuple[str, Any]]]:
+    """`receive(url, queue, count)`: what a worker of `queue` gets from the broker, (task, arguments) each."""
+
+    def receive(url: str, queue: str, count: int, seconds: float = 30) -> list[tuple[str, Any]]:
+        app = Celery("receiver", set_as_current=False)
+        app.conf.update(broker_options(url))
+        got: list[tuple[str, Any]] = []
+
+        def take(_body: Any, message: Any) -> None:
+            got.append((message.headers["task"], message.decode()))
+            message.ack()
+
+        with app.connection_for_read() as connection, connection.Consumer(app.amqp.queues.select_add(queue), callbacks=[take]):
+            until = time.monotonic() + seconds
+            while len(got) < count and time.monotonic() < until:
+                with suppress(TimeoutError):
+                    connection.drain_events(timeout=0.3)
+        return got
+
+    return receive
 
 
 @pytest.fixture

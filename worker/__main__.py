@@ -53,6 +53,7 @@ def main() -> None:
         serve(app, runner)
     finally:
         runner.close()
+        sandbox.close()
         reaper.join(5)
         heartbeat.forget(settings)
         with database.write() as session:

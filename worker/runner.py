@@ -83,7 +83,6 @@ class Runner:
             own = list(self._own)
         for thread in own:
             thread.join(max(0.0, deadline - time.monotonic()))
-        self.sandbox.close()
 
     def _claim(self, capacity: Capacity) -> Claim | None:
         settings = self.settings

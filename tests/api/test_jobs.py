@@ -19,7 +19,7 @@ def test_a_queued_job_tells_its_place_and_that_nobody_serves_its_queue(bench, cl
     job_id = bench.job(name="mine", labels={"team": "web"}, plan={"warnings": ["small"]})
     job = client.get(f"/jobs/{job_id}").json()
     assert (job["id"], job["name"], job["labels"], job["state"]) == (job_id, "mine", {"team": "web"}, "queued")
-    assert job["position"] == 0
+    assert (job["position"], job["ran_seconds"]) == (0, 0)
     assert job["warnings"][0] == "small"
     assert "no living worker serves the queue" in job["warnings"][1]
     assert job["spec"]["loader"]["batch_size"] == 32

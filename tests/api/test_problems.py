@@ -107,3 +107,20 @@ def test_a_service_that_is_not_ready_says_what_is_missing(app, client, monkeypat
     found = problem(client.get("/health/ready"), 503)
     assert [error.pointer for error in found.errors or []] == ["database", "sandbox"]
     assert client.get("/health/live").json() == {"status": "live"}
+
+
+@pytest.mark.parametrize(
+    "path", ["/jobs", "/workers", "/health/live", "/health/ready", "/jobs/404404", "/nowhere", "/jobs?limit=0"]
+)
+def test_every_answer_in_json_is_a_line_that_ends(client, path):
+    answer = client.get(path)
+    assert "json" in answer.headers["Content-Type"]
+    assert answer.content.endswith(b"}\n")
+    assert answer.content.count(b"\n") == 1
+
+
+def test_the_answers_about_a_job_are_lines_that_end_too(bench, client):
+    job = client.get(f"/jobs/{bench.running()}").json()
+    for path in job["links"].values():
+        answer = client.get(path)
+        assert answer.content.endswith(b"\n"), path

@@ -95,6 +95,7 @@ def job() -> dict[str, Any]:
         "failures": 0,
         "failure": None,
         "forked_from": None,
+        "ran_seconds": 83.25,
         "position": 2,
         "eta_seconds": None,
         "warnings": ["no worker serves the queue 'default'"],

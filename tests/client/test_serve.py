@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from client import serve
-from client.serve import Child, ServeError
+from client import cli, serve
+from client.serve import Child, Ready, ServeError
 from store.settings import Settings
 
 
@@ -112,3 +113,13 @@ def test_the_command_says_what_is_wrong_and_ends_with_status_1(tmp_path):
     assert done.returncode == 1
     assert "cannot be had (Address already in use)" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_its_ready_line_says_whether_the_worker_is_ready_too(monkeypatch, tmp_path, warm):
+    told = Ready("http://127.0.0.1:1", 1, tmp_path, tmp_path, 2.0, worker=warm)
+    assert Ready.of_json(told.json().encode()) == told
+    monkeypatch.setattr(cli, "run_service", lambda *_, ready, **__: ready(told))
+    output = CliRunner().invoke(cli.app, ["serve"]).output
+    assert "Ready at http://127.0.0.1:1" in output
+    assert ("Its worker is still warming up" in output) is not warm

@@ -5,7 +5,7 @@ from rich.console import Console
 
 from client.follow import Follower, sparkline
 from client.reports import collapse, groups_view, transfer_view
-from client.tables import ago, size
+from client.tables import ago, job_view, lasted, size
 
 
 def shown(view) -> str:
@@ -22,6 +22,14 @@ def test_keys_that_differ_only_in_numbers_are_one_and_a_number_in_which_all_agre
         ("layer*.0.fc*.weight", "not in the source", 4),
         ("fc.weight", "shape [1000, 8] there, [10, 8] here", 1),
     ]
+
+
+def test_a_job_shows_how_long_it_has_run(job):
+    assert "ran for 1 min 23 s" in shown(job_view(job))
+    assert "ran for" not in shown(job_view({**job, "ran_seconds": 0}))
+    assert [lasted(seconds) for seconds in (0.4, 59.4, 59.6, 3599, 3600, 90061)] == [
+        "0 s", "59 s", "1 min 0 s", "59 min 59 s", "1 h 0 min", "25 h 1 min",
+    ]  # fmt: skip
 
 
 def count(tensors, elements):

@@ -119,6 +119,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tiny_spec, tmp_p
         checkpoints.load(tmp_path / "job/52")
     again, others, mended = story(spec, tmp_path / "job", resume=[tmp_path / "job/52", tmp_path / "job/26"])
     assert others[2] == (26, RewoundData(to_step=26))
+    ((step, warning),) = [(step, data) for step, data in others if data.kind == "log"]
+    assert (step, warning.level) == (26, "warning")
+    assert f"passed over a checkpoint: 52/{name} is damaged" in warning.message
     assert again == {step: loss for step, loss in losses.items() if step >= 26}
     assert mended == weights
     assert checkpoints.load(tmp_path / "job/52"), "the damaged one was replaced"
@@ -132,10 +135,11 @@ def test_a_checkpoint_without_one_of_its_files_is_none(job, tmp_path, missing):
         checkpoints.load(tmp_path / "7")
 
 
-@pytest.mark.parametrize("candidates", [[], ["nowhere"]])
+@pytest.mark.parametrize("candidates", [[], ["nowhere"], ["nowhere/52", "nowhere/26"]])
 def test_without_a_sound_checkpoint_a_resumed_job_begins_anew(tiny_spec, tmp_path, story, candidates):
     losses, others, _ = story(tiny_spec(), tmp_path / "job", resume=[tmp_path / name for name in candidates])
     assert others[2] == (0, RewoundData(to_step=0))
+    assert [data.level for _, data in others if data.kind == "log"] == ["warning"] * len(candidates)
     assert min(losses) == 0
 
 

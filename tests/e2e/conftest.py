@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import os
+import signal
 import struct
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ from sklearn.datasets import load_digits
 from torchvision.models import resnet50
 
 from client.http import Client
-from client.serve import Ready, running_service
+from client.serve import running_service
 
 Job = dict[str, Any]
 
@@ -28,8 +31,32 @@ def resnet50_weights() -> dict[str, torch.Tensor]:
     return resnet50().state_dict()
 
 
+class Service:
+    """`graft serve` on one data directory, which it can be started on again; `url` and `pid` are those of now."""
+
+    def __init__(self, settings: dict[str, str], log: IO[bytes]) -> None:
+        self._settings, self._log, self._life = settings, log, ExitStack()
+        self.data_dir = Path(settings["GRAFT_DATA_DIR"])
+
+    def start(self) -> None:
+        """Returns once it is ready."""
+        ready = self._life.enter_context(running_service(self._settings, self._log))
+        self.url, self.pid = ready.url, ready.pid
+
+    def interrupt(self) -> int:
+        """Ctrl-C: a terminal sends SIGINT to the whole process group that it has in the foreground. The exit status."""
+        os.killpg(self.pid, signal.SIGINT)
+        ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        self.stop()
+        assert ended is not None
+        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
+    def stop(self) -> None:
+        self._life.close()
+
+
 @pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory, resnet50_weights: dict[str, torch.Tensor]) -> Iterator[Ready]:
+def service(tmp_path_factory: pytest.TempPathFactory, resnet50_weights: dict[str, torch.Tensor]) -> Iterator[Service]:
     directory = tmp_path_factory.mktemp("service")
     inputs = directory / "inputs"
     _write_fashion(inputs / "fashion-mnist")
@@ -41,12 +68,15 @@ def service(tmp_path_factory: pytest.TempPathFactory, resnet50_weights: dict[str
         "GRAFT_THREADS": "1",  # two threads wait for each other at each small step when the machine has else to do
         "GRAFT_PLUGINS_DIR": str(Path(__file__).parent / "plugins"),
     }
-    with (directory / "service.log").open("wb") as log, running_service(settings, log) as ready:
-        yield ready
+    with (directory / "service.log").open("wb") as log:
+        made = Service(settings, log)
+        made.start()
+        yield made
+        made.stop()
 
 
-@pytest.fixture(scope="session")
-def client(service: Ready) -> Iterator[Client]:
+@pytest.fixture(scope="module")
+def client(service: Service) -> Iterator[Client]:
     with Client(service.url) as made:
         yield made
 

@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from client.http import Client
+from store import jobs
+from store.database import Database
+
 
 def descendants(pid):
     """The processes below `pid`, as {pid: command line}."""
@@ -98,3 +102,30 @@ def test_it_ends_with_an_error_when_the_api_is_gone(started):
     assert process.returncode == 1
     assert "the api stopped by itself (signal 9)" in output
     assert running(children) == []
+
+
+@pytest.mark.slow  # it starts the service anew; the last test here, since `client` knows its address of before
+@pytest.mark.timeout(300)
+def test_ctrl_c_stops_it_and_its_job_goes_on_at_the_next_start(service, client, spec, until):
+    none_by_itself = {"every": {"steps": 1000}, "keep_best": 0}
+    job = client.submit(spec("people:Slow", training={"epochs": 12}, checkpoint=none_by_itself))["id"]
+    until(lambda: client.job(job)["progress"]["step"])
+    assert service.interrupt() == 0
+    database = Database(f"sqlite:///{service.data_dir}/graft.db")
+    with database.read() as session:
+        waiting = jobs.get(session, job)
+    database.dispose()
+    assert (waiting.state, waiting.attempt, waiting.failures, waiting.lease_owner) == ("queued", 1, 0, None)
+
+    service.start()
+    with Client(service.url) as anew:
+        events = list(anew.events(job, follow=True))
+        ended = anew.job(job)
+    assert (ended["state"], ended["attempt"]) == ("succeeded", 2)
+    steps = ended["progress"]["steps"]
+    assert [event["step"] for event in events if event["kind"] == "checkpoint"] == [waiting.step, steps], (
+        "where it stood; the end"
+    )
+    assert [event["data"]["to_step"] for event in events if event["kind"] == "rewound"] == [waiting.step]
+    trained = [event["data"] for event in events if event["kind"] == "iterations"]
+    assert [step for data in trained for step in range(data["first"], data["first"] + len(data["losses"]))] == list(range(steps))

@@ -112,15 +112,13 @@ while True:
 
 
 @pytest.mark.slow  # three interpreters that import SQLAlchemy
-def test_processes_share_the_work_as_threads_do(sqlite_url, make_spec):
-    """Three real processes, as three workers on one SQLite file are: what their locks share is the file alone."""
-    database = Database(sqlite_url)
+def test_processes_share_the_work_as_threads_do(url, make_spec):
+    """Three real processes, as three workers are: on SQLite what their locks share is the file alone."""
+    database = Database(url)
     with database.write() as session:
         ids = [jobs.create(session, spec=make_spec(), plan={})[0].id for _ in range(30)]
     workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, sqlite_url, f"w{n}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        subprocess.Popen([sys.executable, "-c", PROCESS, url, f"w{n}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for n in range(3)
     ]
     told = [worker.communicate("go\n")[0] for worker in workers]

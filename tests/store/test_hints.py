@@ -8,7 +8,6 @@ from pathlib import Path
 
 import orjson
 import pytest
-from celery import Celery
 from kombu import Connection, Exchange, Queue
 from kombu.transport import filesystem
 
@@ -21,28 +20,8 @@ def spool(tmp_path):
     return f"filesystem://{tmp_path / 'a b' / 'hints'}"
 
 
-def receive(url, queue, count, seconds=30):
-    """What a worker of `queue` gets from the broker: (task, arguments) each."""
-    app = Celery("receiver", set_as_current=False)
-    app.conf.update(broker_options(url))
-    got = []
-
-    def take(_body, message):
-        got.append((message.headers["task"], message.decode()))
-        message.ack()
-
-    with app.connection_for_read() as connection, connection.Consumer(app.amqp.queues.select_add(queue), callbacks=[take]):
-        until = time.monotonic() + seconds
-        while len(got) < count and time.monotonic() < until:
-            try:
-                connection.drain_events(timeout=0.3)
-            except TimeoutError:
-                continue
-    return got
-
-
 @pytest.mark.parametrize("broker", ["spool", "redis_url"])
-def test_a_hint_arrives_and_carries_nothing_but_its_queue(request, broker):
+def test_a_hint_arrives_and_carries_nothing_but_its_queue(request, broker, receive):
     url = request.getfixturevalue(broker)
     hints = Hints(url)
     assert hints.send("big")
@@ -53,7 +32,7 @@ def test_a_hint_arrives_and_carries_nothing_but_its_queue(request, broker):
 
 
 @pytest.mark.parametrize("broker", ["spool", "redis_url"])
-def test_a_hint_goes_to_its_queue_only(request, broker):
+def test_a_hint_goes_to_its_queue_only(request, broker, receive):
     url = request.getfixturevalue(broker)
     assert Hints(url).send("one.with-dots_")
     assert receive(url, "other", 1, seconds=0.5) == []
@@ -117,7 +96,7 @@ def whole(file):
         return False
 
 
-def test_a_reader_never_sees_half_a_message(spool, torn):
+def test_a_reader_never_sees_half_a_message(spool, torn, receive):
     """Kombu's own transport writes a message under its final name: a reader in between takes an empty file and dies of it."""
     hints = Hints(spool)
     for _ in range(30):
@@ -126,16 +105,18 @@ def test_a_reader_never_sees_half_a_message(spool, torn):
     assert len(receive(spool, "default", 30)) == 30
 
 
-def test_threads_may_send_at_once(spool):
-    hints = Hints(spool)
+@pytest.mark.parametrize("broker", ["spool", "redis_url"])
+def test_threads_may_send_at_once(request, broker, receive):
+    url = request.getfixturevalue(broker)
+    hints = Hints(url)
     sent = []
-    threads = [threading.Thread(target=lambda: sent.extend(hints.send("default") for _ in range(10))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: sent.extend(hints.send("many") for _ in range(10))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert sent == [True] * 40
-    assert len(receive(spool, "default", 40)) == 40
+    assert len(receive(url, "many", 40)) == 40
 
 
 def test_the_table_of_a_new_queue_appears_whole(spool, torn):

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from sqlalchemy import delete, select
+from sqlalchemy import and_, delete, select
 
+import store.events
+import store.fence
+import store.leases
 from core.events import Failure
 from store import commands, events, jobs, leases
 from store.errors import Conflict, LeaseLost
 from store.events import NewEvent
+from store.fence import held
 from store.leases import Capacity, Lease
 from store.states import FINAL
 from store.tables import EventRecord, Job
@@ -297,3 +302,37 @@ def test_whatever_happens_a_job_has_one_holder_and_one_end(url, database, clock,
         ),
     )  # fmt: skip
     assert world.ended == {"succeeded", "failed", "cancelled"}
+
+
+# -- whether it can fail
+
+
+def without_state(lease):
+    return and_(Job.id == lease.job_id, Job.attempt == lease.attempt)
+
+
+def without_attempt(lease):
+    return and_(Job.id == lease.job_id, Job.state == "running")
+
+
+def late_writes(machine: Machine) -> int:
+    """A lost worker writes to its job: once while that waits, once while another has it. How often the machine objects."""
+    machine.submit(0, 3)
+    machine.claim("one")
+    machine.crash("one")
+    objections = 0
+    for _ in range(2):
+        told = iter([False, machine.leases[0]])  # of all leases, the first
+        try:
+            machine.write(SimpleNamespace(draw=lambda _, told=told: next(told)), LOG)
+        except pytest.fail.Exception:
+            objections += 1
+        machine.claim("two")
+    return objections
+
+
+@pytest.mark.parametrize(("fence", "objections"), [(held, 0), (without_state, 1), (without_attempt, 1)])
+def test_the_machine_objects_to_a_store_with_half_a_fence(database, clock, make_spec, monkeypatch, fence, objections):
+    for module in (store.fence, store.leases, store.events):
+        monkeypatch.setattr(module, "held", fence)
+    assert late_writes(Machine(World(database, clock, make_spec))) == objections

@@ -99,17 +99,23 @@ class Bench:
         self.settings = self.settings.model_copy(update=values)
 
 
-@pytest.fixture
-def database(request: pytest.FixtureRequest) -> Iterator[Database]:
-    """SQLite; both databases, one after the other, where a module says `parametrize("database", BOTH, indirect=True)`."""
-    made = Database(request.getfixturevalue(f"{getattr(request, 'param', 'sqlite')}_url"))
-    yield made
-    made.dispose()
+@pytest.fixture(autouse=True)
+def no_thread_outlives_its_test() -> Iterator[None]:
+    """It would work on with a database that another test has by then."""
+    before = set(threading.enumerate())
+    yield
+    left = [thread for thread in threading.enumerate() if thread not in before]
+    for thread in left:
+        thread.join(30)
+    assert [thread.name for thread in left if thread.is_alive()] == []
 
 
 @pytest.fixture
-def bench(database: Database, sandbox: Sandbox, tmp_path: Path, make_spec: Callable[..., dict[str, Any]]) -> Bench:
-    """Everything around a supervisor, on a database and a data directory of the test's own."""
+def bench(stack: Any, sandbox: Sandbox, tmp_path: Path, make_spec: Callable[..., dict[str, Any]]) -> Iterator[Bench]:
+    """Everything around a supervisor, on either stack and in a data directory of the test's own."""
     sandbox.wait_ready()
-    settings = Settings(data_dir=tmp_path, plugins=["plugins"], gpus="", threads=1)
-    return Bench(database, sandbox, settings, make_spec)
+    urls = {"database_url": stack.database_url, "broker_url": stack.broker_url}
+    settings = Settings(data_dir=tmp_path, plugins=["plugins"], gpus="", threads=1, **urls)
+    database = Database(settings.database)
+    yield Bench(database, sandbox, settings, make_spec)
+    database.dispose()

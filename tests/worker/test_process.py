@@ -1,4 +1,4 @@
-"""A real worker process: Celery on the file system broker, SQLite, a warm sandbox, real jobs.
+"""A real worker process: Celery on either stack's broker, its database, a warm sandbox, real jobs.
 
 Slow, since each worker imports torch for its sandbox once; so one serves most tests, and what kills workers comes last.
 """
@@ -6,7 +6,6 @@ Slow, since each worker imports torch for its sandbox once; so one serves most t
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -75,13 +74,17 @@ class Host:
         return time.monotonic() - started
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory, _sqlite_template: Path) -> Iterator[Host]:
-    """A host with a warm worker."""
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def host(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, make_stack: Callable[..., Any]
+) -> Iterator[Host]:
+    """A host with a warm worker, on either stack."""
     folder = tmp_path_factory.mktemp("host")
-    shutil.copy(_sqlite_template, folder / "graft.db")
+    stack = make_stack(request.param, folder)
     variables = {
         "GRAFT_DATA_DIR": str(folder),
+        "GRAFT_DATABASE_URL": stack.database_url,
+        "GRAFT_BROKER_URL": stack.broker_url,
         "GRAFT_WORKER_NAME": "the-worker",
         "GRAFT_PLUGINS": "plugins",
         "GRAFT_PLUGINS_DIR": str(Path(__file__).parent.parent / "targets"),
@@ -89,7 +92,7 @@ def host(tmp_path_factory: pytest.TempPathFactory, _sqlite_template: Path) -> It
         "GRAFT_THREADS": "1",
         "GRAFT_POLL_SECONDS": "0.5",
     }
-    settings = Settings(data_dir=folder)
+    settings = Settings(data_dir=folder, database_url=stack.database_url, broker_url=stack.broker_url)
     made = Host(settings, {**os.environ, **variables}, Database(settings.database), Hints(settings.broker))
     made.start()
     yield made
@@ -190,8 +193,10 @@ def test_a_worker_stops_with_its_parent_and_gives_its_job_back_uncounted(
     host.wait(lambda: alive(pids) == [], 8)
     with host.database.read() as session:
         found = jobs.get(session, job)
+        saved = events.latest(session, job, "checkpoint")
         assert workers.listing(session) == []
     assert (found.state, found.failures) == ("queued", 0)
+    assert saved["step"] == found.step > 0, "nothing that it has done is lost"
 
 
 def test_a_drained_worker_finishes_its_job_takes_no_other_and_exits_in_order(

@@ -4,51 +4,50 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from store import jobs, leases, workers
+from store.hints import TASK, Hints
 from worker.devices import Devices
 from worker.reaper import Reaper
 from worker.runner import Runner
 
 
-class Told:
-    """Hints that are only written down."""
-
-    def __init__(self) -> None:
-        self.queues: list[str] = []
-
-    def send(self, queue: str) -> bool:
-        self.queues.append(queue)
-        return True
+@pytest.fixture
+def runner(bench: Any) -> Iterator[Runner]:
+    bench.replace(worker_name="this-worker", lease_seconds=0.05)
+    made = Runner(bench.settings, bench.database, bench.sandbox, Devices([], cpu_slots=1))
+    yield made
+    made.close()
 
 
 @pytest.fixture
-def runner(bench: Any) -> Runner:
-    bench.replace(worker_name="this-worker", lease_seconds=0.05)
-    return Runner(bench.settings, bench.database, bench.sandbox, Devices([], cpu_slots=1))
+def reaper(runner: Runner) -> Reaper:
+    return Reaper(runner, Hints(runner.settings.broker), leave=lambda: None)
 
 
-def test_a_job_whose_worker_was_not_heard_of_is_taken_back_and_hinted_at_again(bench: Any, runner: Runner) -> None:
+def test_a_job_whose_worker_was_not_heard_of_is_taken_back_and_hinted_at_again(
+    bench: Any, reaper: Reaper, receive: Callable[..., Any]
+) -> None:
     job = bench.submit(resources={"queue": "default", "max_attempts": 3})
     bench.claim("a-dead-worker")
     time.sleep(0.1)
-    hints = Told()
-    Reaper(runner, hints, leave=lambda: None).reap()
+    reaper.reap()
 
     assert (bench.job(job).state, bench.job(job).failures) == ("queued", 1)
-    assert hints.queues == ["default"]
+    assert [task for task, _ in receive(bench.settings.broker, "default", 1)] == [TASK]
 
 
-def test_each_queue_with_waiting_jobs_is_hinted_at_once(bench: Any, runner: Runner) -> None:
+def test_each_queue_with_waiting_jobs_is_hinted_at_once(bench: Any, reaper: Reaper, receive: Callable[..., Any]) -> None:
     for queue in "a", "b", "b":
         bench.submit(resources={"queue": queue})
-    hints = Told()
-    Reaper(runner, hints, leave=lambda: None).reap()
+    reaper.reap()
 
-    assert sorted(hints.queues) == ["a", "b"]
+    assert len(receive(bench.settings.broker, "a", 1)) == 1
+    assert len(receive(bench.settings.broker, "b", 2, seconds=0.5)) == 1
 
 
 def test_a_worker_says_what_it_has_and_whether_it_is_warm(bench: Any, runner: Runner) -> None:
@@ -82,10 +81,13 @@ def test_no_more_jobs_run_than_there_are_slots(bench: Any, runner: Runner, monke
 
     monkeypatch.setattr("worker.runner.Supervisor.run", pretend)
     runner.settings = runner.settings.model_copy(update={"lease_seconds": 60})
-    for _ in range(3):
+    others = [threading.Thread(target=runner.work) for _ in range(3)]
+    for thread in others:
         runner.work_aside()
-        threading.Thread(target=runner.work).start()
-    assert all(done.acquire(timeout=60) for _ in range(3))
+        thread.start()
+    assert all(done.acquire(timeout=30) for _ in range(3))
+    for thread in others:
+        thread.join()
 
     assert at_once == [1, 1, 1]
     with bench.database.read() as session:
@@ -100,18 +102,18 @@ def test_a_chore_that_fails_does_not_stop_the_others(bench: Any, runner: Runner,
 
     monkeypatch.setattr(runner, "beat", fail)
     monkeypatch.setattr(Reaper, "reap", lambda _: reaped.set())
-    reaper = Reaper(runner, Told(), leave=lambda: None)
+    reaper = Reaper(runner, Hints(runner.settings.broker), leave=lambda: None)
     reaper.start()
 
-    assert reaped.wait(2)
-    runner.stop.set()
-    reaper.join(60)
+    assert reaped.wait(30)
+    runner.close()
+    reaper.join(30)
 
 
 def test_a_worker_that_is_drained_finishes_its_jobs_takes_no_other_and_then_leaves(bench: Any, runner: Runner) -> None:
     bench.submit()
     left: list[str] = []
-    reaper = Reaper(runner, Told(), leave=lambda: left.append("now"))
+    reaper = Reaper(runner, Hints(runner.settings.broker), leave=lambda: left.append("now"))
     reaper._beat()
     claim, slot = runner.devices.take(runner._claim)
     with bench.database.write() as session:

@@ -21,8 +21,6 @@ from store.tables import Job
 from worker import supervisor as supervising
 from worker.devices import Slot
 
-pytestmark = pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
-
 
 def test_every_event_is_committed_once_and_in_order(bench: Any) -> None:
     job = bench.submit(labels={"steps": "1000"})

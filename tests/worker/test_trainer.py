@@ -152,13 +152,13 @@ def stop(bench: Any, job: int) -> None:
 
 @pytest.mark.parametrize(("halt", "state"), [(pause, "paused"), (stop, "queued")])
 def test_a_job_that_is_halted_within_an_epoch_loses_no_step(bench: Any, halt: Any, state: str) -> None:
-    whole = submit(bench, "Tiny", training={"epochs": 3})
+    whole = submit(bench, "Tiny", training={"epochs": 2})
     bench.run()
-    halted = submit(bench, "Slow", training={"epochs": 3})
+    halted = submit(bench, "Slow", training={"epochs": 2})
     running = bench.run_aside()
     bench.wait_for(halted, "checkpoint", seconds=30)
     halt(bench, halted)
-    running.join(60)
+    running.join(30)
     found = bench.job(halted)
     assert (found.state, found.failures) == (state, 0)
     assert found.step % 51, "the test is of a halt within an epoch"
@@ -171,7 +171,7 @@ def test_a_job_that_is_halted_within_an_epoch_loses_no_step(bench: Any, halt: An
 
     assert (bench.job(halted).state, bench.job(halted).attempt) == ("succeeded", 2)
     assert bench.data(halted, "rewound") == [{"to_step": found.step}]
-    assert sum(len(data["losses"]) for data in bench.data(halted, "iterations")) == 153, "no step was done twice"
+    assert sum(len(data["losses"]) for data in bench.data(halted, "iterations")) == 102, "no step was done twice"
     assert losses_of(bench, halted) == losses_of(bench, whole)
 
 
