@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from core.events import (
+    AdjustedData,
     CheckpointData,
     EndData,
     EpochData,
@@ -97,6 +98,20 @@ def _epoch(_event: StoredEvent, data: dict[str, Any]) -> Iterator[str]:
         yield _line(f"{name} : Validation {figures}")
 
 
+def _adjusted(_event: StoredEvent, data: dict[str, Any]) -> Iterator[str]:
+    changes = ", ".join(f"{key} {_value(change['from'])} -> {_value(change['to'])}" for key, change in data["changes"].items())
+    yield _line(f"Step {data['step']}: group {data['group']}, {changes} (by {data['by']})")
+
+
+def _value(value: Any) -> str:
+    """A hyper-parameter; of the parts of a group each one's, where they differ."""
+    if isinstance(value, dict):
+        return " | ".join(dict.fromkeys(map(_value, value.values())))
+    if isinstance(value, list):
+        return f"({', '.join(map(_value, value))})"
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()
+
+
 def _checkpoint(_event: StoredEvent, data: dict[str, Any]) -> Iterator[str]:
     yield f"Epoch {data['epoch'] + 1} : Checkpoint at step {data['step']}{', the best so far' if data['best'] else ''}"
 
@@ -123,6 +138,7 @@ _LINES = {
     TransferData.kind: _transfer,
     GroupsData.kind: _groups,
     EpochData.kind: _epoch,
+    AdjustedData.kind: _adjusted,
     CheckpointData.kind: _checkpoint,
     LogData.kind: _log,
     RewoundData.kind: _rewound,

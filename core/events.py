@@ -165,6 +165,29 @@ class EpochData(Data):
     samples_per_second: float
 
 
+class Change(BaseModel):
+    """A hyper-parameter before and after."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+
+    before: Any = Field(alias="from", description="By part, where the parts of a group differed in it.")
+    to: Any
+
+
+class AdjustedData(Data):
+    """A parameter group has other values from here on."""
+
+    kind = "adjusted"
+    id: int | None = Field(
+        default=None,
+        description="Of the adjustment that was asked for. One that a `rewound` makes void is done again, under the same id.",
+    )
+    group: str
+    step: int = Field(description="The optimizer's step of this number, from 0, is the first with the new values.")
+    changes: dict[str, Change] = Field(description="`lr`, `momentum`, `betas`, `weight_decay`, `freeze`: from what to what.")
+    by: str
+
+
 class CheckpointData(Data):
     """A checkpoint was written. It exists once this event is committed."""
 
@@ -213,11 +236,15 @@ class EndData(Data):
     last_seq: int = Field(description="The `seq` of this very event.")
 
 
-AnyData = StateData | TransferData | GroupsData | IterationsData | EpochData | CheckpointData | LogData | RewoundData | EndData
+AnyData = (
+    StateData | TransferData | GroupsData | IterationsData | EpochData | AdjustedData | CheckpointData | LogData | RewoundData
+    | EndData
+)  # fmt: skip
 KINDS: dict[str, type[Data]] = {
     data.kind: data
     for data in (
-        StateData, TransferData, GroupsData, IterationsData, EpochData, CheckpointData, LogData, RewoundData, EndData,
+        StateData, TransferData, GroupsData, IterationsData, EpochData, AdjustedData, CheckpointData, LogData, RewoundData,
+        EndData,
     )
 }  # fmt: skip
 
@@ -261,8 +288,8 @@ class Row(NamedTuple):
 def fold(rows: Iterable[Row]) -> list[Row]:
     """The log in `seq` order with `rewound` applied: each step once.
 
-    `iterations`, `epoch` and `checkpoint` beyond the step that a later `rewound` names are left out; an `iterations` event
-    that spans it is cut. Everything else stays.
+    `iterations`, `epoch`, `adjusted` and `checkpoint` beyond the step that a later `rewound` names are left out; an
+    `iterations` event that spans it is cut. Everything else stays.
     """
     kept: list[Row] = []
     for row in rows:
@@ -280,7 +307,7 @@ def _before(row: Row, step: int) -> Row | None:
         if left < len(row.data["losses"]):
             return row._replace(step=step, data={**row.data, "losses": row.data["losses"][:left]})
         return row
-    if row.kind in (EpochData.kind, CheckpointData.kind):
+    if row.kind in (EpochData.kind, AdjustedData.kind, CheckpointData.kind):
         return row if row.step <= step else None
     return row
 

@@ -27,7 +27,8 @@ def change(
     """Move the job that `where` names to state `to`, if the table of states allows it; None where it does not, or no such job.
 
     Appends the `state` event, and for a final state `end` after it, in the same transaction. Where the job comes to rest, in a
-    final state or paused, what was still asked of it is moot. `values` are further columns.
+    final state or paused, what was still asked of it is moot; but what is asked of a paused job's groups stays. `values` are
+    further columns.
     """
     final = to in FINAL
     if to != "running":
@@ -49,8 +50,10 @@ def change(
     events = [_event(job, StateData(state=to, reason=reason, by=by))]
     if final:
         events.append(_event(job, EndData(state=to, failure=failure, last_seq=job.last_seq)))
-    if final or to == "paused":
+    if final:
         close_commands(session, job.id)
+    elif to == "paused":
+        close_commands(session, job.id, "cancel", "pause")
     record(session, job.id, attempt=job.attempt, last_seq=job.last_seq, at=at, events=events)
     return job
 
@@ -66,7 +69,9 @@ def _ran(session: Session) -> ColumnElement[float]:
     return case((Job.claimed_at.is_(None), Job.ran_seconds), else_=Job.ran_seconds + end - Job.claimed_at)
 
 
-def close_commands(session: Session, job_id: int) -> None:
-    """Mark whatever is still asked of the job as done."""
+def close_commands(session: Session, job_id: int, *kinds: str) -> None:
+    """Mark what is still asked of the job as done: all of it, or what is of these kinds."""
     statement = update(Command).where(Command.job_id == job_id, Command.done_at.is_(None))
+    if kinds:
+        statement = statement.where(Command.kind.in_(kinds))
     session.execute(statement.values(done_at=moment(session)), execution_options={"synchronize_session": False})

@@ -6,7 +6,7 @@ A row's done mark commits with the event that tells of it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -19,7 +19,7 @@ from store.jobs import locked
 from store.states import FINAL
 from store.tables import Command, Job
 
-CommandKind = Literal["cancel", "pause"]
+CommandKind = Literal["adjust", "cancel", "pause"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Pending:
     kind: CommandKind
     by: str
     lease: Lease
+    payload: dict[str, Any] | None = None
 
 
 def cancel(session: Session, job_id: int, by: str) -> Job:
@@ -37,7 +38,7 @@ def cancel(session: Session, job_id: int, by: str) -> Job:
 
     Raises NotFound, and Conflict where it has ended.
     """
-    job = _unfinished(session, job_id)
+    job = unfinished(session, job_id)
     if job.state != "running":
         return change(session, Job.id == job_id, "cancelled", by=by, reason="cancelled on request") or job
     if job.requested != "cancel":
@@ -50,7 +51,7 @@ def pause(session: Session, job_id: int, by: str) -> Job:
 
     Raises NotFound, and Conflict where it has ended or is being cancelled.
     """
-    job = _unfinished(session, job_id)
+    job = unfinished(session, job_id)
     if job.requested == "cancel":
         raise Conflict(f"job {job_id} is being cancelled; it cannot be paused any more")
     if job.state == "queued":
@@ -65,20 +66,20 @@ def resume(session: Session, job_id: int, by: str) -> Job:
 
     Of a job that waits or runs this asks nothing. Raises NotFound, and Conflict where it has ended or is being cancelled.
     """
-    job = _unfinished(session, job_id)
+    job = unfinished(session, job_id)
     if job.requested == "cancel":
         raise Conflict(f"job {job_id} is being cancelled; submit it again by a fork")
     if job.state == "paused":
         return change(session, Job.id == job_id, "queued", by=by, reason="resumed on request") or job
     if job.requested == "pause":
         job.requested = None
-        close_commands(session, job_id)
+        close_commands(session, job_id, "pause")
         session.flush()
     return job
 
 
-def _unfinished(session: Session, job_id: int) -> Job:
-    """The job, locked until the transaction ends."""
+def unfinished(session: Session, job_id: int) -> Job:
+    """The job, locked until the transaction ends. Raises NotFound, and Conflict where it has ended."""
     job = locked(session, job_id)
     if job.state in FINAL:
         raise Conflict(f"job {job_id} has ended already: it is {job.state}")
@@ -93,9 +94,9 @@ def _ask(session: Session, job: Job, kind: CommandKind, by: str) -> None:
 
 def pending(session: Session, lease: Lease) -> list[Pending]:
     """The commands for this job that are not done, oldest first."""
-    statement = select(Command.id, Command.kind, Command.by).where(Command.job_id == lease.job_id, Command.done_at.is_(None))
-    rows = session.execute(statement.order_by(Command.id))
-    return [Pending(number, cast("CommandKind", kind), by, lease) for number, kind, by in rows]
+    columns = (Command.id, Command.kind, Command.by, Command.payload)
+    statement = select(*columns).where(Command.job_id == lease.job_id, Command.done_at.is_(None)).order_by(Command.id)
+    return [Pending(row[0], cast("CommandKind", row[1]), row[2], lease, row[3]) for row in session.execute(statement)]
 
 
 def done(session: Session, command: Pending) -> None:

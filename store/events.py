@@ -11,7 +11,7 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session
 
 from core import events as schema
-from core.events import CheckpointData, EndData, IterationsData, RewoundData, Row, StateData
+from core.events import AdjustedData, CheckpointData, EndData, IterationsData, RewoundData, Row, StateData
 from store.clock import iso, moment
 from store.errors import NotFound
 from store.fence import Lease, held, lost
@@ -19,7 +19,7 @@ from store.losses import Losses, buckets
 from store.progress import KINDS as PROGRESS
 from store.progress import Progress
 from store.states import FINAL
-from store.tables import EventRecord, Job
+from store.tables import Command, EventRecord, Job
 
 __all__ = [
     "Losses",
@@ -69,8 +69,8 @@ class StoredEvent:
 def append(session: Session, lease: Lease, events: Sequence[NewEvent]) -> int:
     """Write events of a running job; the last one's `seq` is returned.
 
-    One fenced UPDATE takes the numbers and keeps the job's progress. Raises LeaseLost, ValueError for a kind that is no event
-    of a trainer.
+    One fenced UPDATE takes the numbers and keeps the job's progress; the command that an `adjusted` obeys is done with it.
+    Raises LeaseLost, ValueError for a kind that is no event of a trainer.
     """
     for event in events:
         if event.kind in OURS or event.kind not in schema.KINDS:
@@ -86,6 +86,9 @@ def append(session: Session, lease: Lease, events: Sequence[NewEvent]) -> int:
         raise lost(lease)
     seq, at = row
     record(session, lease.job_id, attempt=lease.attempt, last_seq=seq, at=at, events=events)
+    if obeyed := [event.data["id"] for event in events if event.kind == AdjustedData.kind]:
+        waiting = Command.job_id == lease.job_id, Command.id.in_(obeyed), Command.done_at.is_(None)
+        session.execute(update(Command).where(*waiting).values(done_at=at), execution_options={"synchronize_session": False})
     return seq
 
 

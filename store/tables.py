@@ -126,19 +126,20 @@ class EventRecord(Base):
 
 
 class Command(Base):
-    """Something a person asked of a running job. Its done mark and its event commit together."""
+    """Something a person asked of a job that its worker is to do. Its done mark and its event commit together."""
 
     __tablename__ = "commands"
 
     id: Mapped[int] = mapped_column(BigInt, primary_key=True)
     job_id: Mapped[int] = mapped_column(BigInt, ForeignKey("jobs.id", ondelete="CASCADE"))
     kind: Mapped[str]
+    payload: Mapped[dict[str, Any] | None]  # of an `adjust`: group, changes, step
     by: Mapped[str]
     created_at: Mapped[float]
     done_at: Mapped[float | None]
 
     __table_args__ = (
-        CheckConstraint("kind IN ('cancel', 'pause')", name="kind"),
+        CheckConstraint("kind IN ('adjust', 'cancel', 'pause')", name="kind"),
         Index(
             "ix_commands_pending", "job_id", "id", sqlite_where=text("done_at IS NULL"), postgresql_where=text("done_at IS NULL")
         ),

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
+from core.adjustments import Adjustment, Adjustments
 from core.events import Data, Iteration, LogData, chunk
 from sandbox.channel import Channel
 
@@ -31,12 +32,21 @@ class PausedError(Exception):
 class Link:
     """What a trainer says and hears, in order, from any thread.
 
-    A thread of its own sends the gathered losses and hears permits, `cancel` and `pause`, so a step costs an append and a few
-    comparisons. When nobody listens any more it calls `orphaned`, which ends the process.
+    A thread of its own sends the gathered losses and hears permits, `cancel`, `pause` and `adjust`, so a step costs an append
+    and a few comparisons. When nobody listens any more it calls `orphaned`, which ends the process.
     """
 
-    def __init__(self, channel: Channel, permit: float, *, orphaned: Callable[[], None] = lambda: os._exit(1)) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        permit: float,
+        *,
+        adjustments: Adjustments | None = None,
+        orphaned: Callable[[], None] = lambda: os._exit(1),
+    ) -> None:
         self._channel = channel
+        self.adjustments = adjustments or Adjustments()
+        """What the supervisor has said to change in the parameter groups."""
         self._lock = threading.RLock()
         self._gathered: list[Iteration] = []
         self._step = 0
@@ -130,6 +140,8 @@ class Link:
             self._cancelled = True
         elif message["kind"] == "pause":
             self.paused = True
+        elif message["kind"] == "adjust":
+            self.adjustments.ask(Adjustment(**message["adjustment"]))
         self._heard.set()
 
 

@@ -11,14 +11,16 @@ import math
 import os
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import Session
 
+from core.adjustments import Adjustment
 from core.events import CheckpointData, JobState
 from sandbox import Child, ExitStatus, Limits, Sandbox
-from store import commands, events, leases
+from store import adjustments, commands, events, leases
 from store.database import Database
 from store.errors import LeaseLost
 from store.leases import Claim
@@ -69,6 +71,7 @@ class Supervisor:
         self._folder = settings.data_dir / "jobs" / str(self._lease.job_id)
         self._word: dict[str, Any] | None = None
         self._asked: Asked | None = None
+        self._told: set[int | None] = set()
         self._ends_at = math.inf if claim.seconds_left is None else claimed_at + claim.seconds_left
         self._claimed_at = claimed_at
         self._renew_at = claimed_at + settings.renew_seconds
@@ -96,7 +99,8 @@ class Supervisor:
     def _spawn(self) -> Child:
         directory = self._folder / str(self._lease.attempt)
         directory.mkdir(parents=True, exist_ok=True)
-        kept = self._persistence.start(self._kept)
+        kept, done, asked = self._persistence.start(self._before)
+        self._told = {one.id for one in asked}
         prune(self._folder, kept, attempt=self._lease.attempt, committed=0)
         message: dict[str, Any] = {
             "kind": "start",
@@ -107,6 +111,8 @@ class Supervisor:
             "directory": str(directory),
             "device": self._slot.device,
             "resume": None if self._lease.attempt == 1 else [str(path) for path in reversed(kept)],
+            "adjusted": [asdict(one) for one in done],
+            "adjust": [asdict(one) for one in asked],
             "permit": self._permit(self._claimed_at),
         }
         while not self._sandbox.wait_ready(self._settings.renew_seconds):  # its forkserver died, and another one warms up
@@ -120,6 +126,11 @@ class Supervisor:
 
     def _places(self) -> dict[str, object]:
         return {**self._settings.places(), "pinned": self._claim.plan.get("pinned", {})}
+
+    def _before(self, session: Session) -> tuple[list[Path], list[Adjustment], list[Adjustment]]:
+        """What was before this attempt: checkpoints, adjustments that are done, and those that are to be done."""
+        job_id = self._lease.job_id
+        return self._kept(session), adjustments.done(session, job_id), adjustments.asked(session, job_id)
 
     def _kept(self, session: Session) -> list[Path]:
         """The directories of the checkpoints that the log keeps, oldest first."""
@@ -185,6 +196,10 @@ class Supervisor:
         if self._stop.is_set():
             self._ask(child, "stop", self._settings.stop_seconds)
         pending = self._persistence.read(lambda session: commands.pending(session, self._lease))
+        for command in pending:
+            if command.kind == "adjust" and command.id not in self._told:
+                self._told.add(command.id)
+                _tell(child, {"kind": "adjust", "adjustment": asdict(adjustments.of(command))})
         kinds = {command.kind for command in pending}
         if "cancel" in kinds:
             self._ask(child, "cancel", _GRACE)

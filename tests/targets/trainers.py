@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from core.events import CheckpointData, EpochData, Iteration
+from core.adjustments import Adjustment, Adjustments
+from core.events import AdjustedData, Change, CheckpointData, EpochData, Iteration, RewoundData
 from sandbox import Channel
 from worker.link import CancelledError, Link, PausedError
 
@@ -142,3 +143,31 @@ def save_and_die(channel: Channel) -> None:
     data = CheckpointData(step=step, epoch=0, figures={"top1": 0.5}, best=False, path="?", sha256="0" * 64, bytes=7)
     _say(channel, step, "checkpoint", **data.model_dump())
     os.abort()
+
+
+def adjustable(channel: Channel) -> None:
+    """Takes steps, and does between them what is asked; its first attempt dies at the step that a label says."""
+    start = channel.receive()
+    asked = Adjustments(Adjustment(**one) for one in start["adjusted"])
+    for one in start["adjust"]:
+        asked.ask(Adjustment(**one))
+    link = Link(channel, start["permit"], adjustments=asked)
+    first = int(start["spec"]["labels"].get("from", "0")) if start["attempt"] > 1 else 0
+    if start["attempt"] > 1:
+        link.event(first, RewoundData(to_step=first))
+    link.line("info", f"settled {[one.id for one in asked.settled(first)]}")
+    try:
+        for step in range(first, 100_000):
+            link.wait()
+            if start["attempt"] == 1 and step == int(start["spec"]["labels"].get("dies", "-1")):
+                time.sleep(1)  # what was said is heard
+                os.abort()
+            for one in asked.due(step):
+                changes = {key: Change(before=None, to=value) for key, value in one.changes.items()}
+                link.event(step, AdjustedData(id=one.id, group=one.group, step=step, changes=changes, by=one.by))
+            link.iteration(Iteration(step=step, epoch=0, loss=1.0, samples=1, lr={"default": 0.1}))
+            time.sleep(0.01)
+    except CancelledError:
+        link.end(kind="cancelled")
+    except PausedError:
+        link.end(kind="paused")

@@ -1,0 +1,102 @@
+"""Adjustments: other values for a parameter group, asked of a job that waits, runs or is paused.
+
+Each is a command until its `adjusted` event commits, with its done mark (`store.events.append`). What a later `rewound` makes
+void is not lost: an attempt is told of all that the log has, and does them again at their steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import orjson
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from core.adjustments import Adjustment
+from core.events import AdjustedData, GroupsData
+from store.clock import now
+from store.commands import Pending, unfinished
+from store.errors import Conflict
+from store.events import folded, latest
+from store.jobs import get
+from store.tables import Command, EventRecord, Job
+
+
+def open_job(session: Session, job_id: int) -> Job:
+    """The job whose groups are to be adjusted, locked until the transaction ends.
+
+    Raises NotFound, and Conflict where it has ended or is being cancelled.
+    """
+    job = unfinished(session, job_id)
+    if job.requested == "cancel":
+        raise Conflict(f"job {job_id} is being cancelled; its groups cannot be adjusted any more")
+    return job
+
+
+def adjust(session: Session, job: Job, adjustment: Adjustment) -> Adjustment:
+    """Ask it of an `open_job`; the answer has its id. They are done in the order in which they were asked for.
+
+    Raises Conflict where its step is over already.
+    """
+    if adjustment.step is not None and adjustment.step < job.step:
+        raise Conflict(f"step {adjustment.step} is over: job {job.id} is at step {job.step}; leave at_step out for the next one")
+    payload = {"group": adjustment.group, "changes": adjustment.changes, "step": adjustment.step}
+    command = Command(job_id=job.id, kind="adjust", payload=payload, by=adjustment.by, created_at=now(session))
+    session.add(command)
+    session.flush()
+    return _of(command.id, command.by, payload)
+
+
+def adopt(session: Session, job: Job, adjustments: Iterable[Adjustment]) -> None:
+    """Ask the same of a new job, each at its step."""
+    for one in adjustments:
+        adjust(session, job, one)
+
+
+def asked(session: Session, job_id: int) -> list[Adjustment]:
+    """Those that are still to be done, oldest first."""
+    columns = (Command.id, Command.by, Command.payload)
+    still = Command.done_at.is_(None), Command.kind == "adjust", Command.job_id == job_id
+    return [_of(*row) for row in session.execute(select(*columns).where(*still).order_by(Command.id))]
+
+
+def of(command: Pending) -> Adjustment:
+    """What a command of the kind `adjust` asks for."""
+    return _of(command.id, command.by, command.payload or {})
+
+
+def done(session: Session, job_id: int) -> list[Adjustment]:
+    """Those that the log tells of, each once, void ones too; by step, and for one step in the order of their ids."""
+    kind = EventRecord.job_id == job_id, EventRecord.kind == AdjustedData.kind
+    found = {one.id: one for one in map(_told, session.scalars(select(EventRecord.data).where(*kind)))}
+    return sorted(found.values(), key=lambda one: (one.step or 0, one.id or 0))
+
+
+def pending(session: Session, job: Job) -> list[Adjustment]:
+    """What is to come: those that are asked for, and those that a rewind made void and that are done again at their steps."""
+    if job.ended_at is not None:
+        return []
+    valid = {row.data["id"] for row in folded(session, job.id, {AdjustedData.kind})}
+    again = [one for one in done(session, job.id) if one.id not in valid]
+    return sorted([*again, *asked(session, job.id)], key=lambda one: one.id or 0)
+
+
+def table(session: Session, job_id: int) -> dict[str, Any] | None:
+    """The parameter groups as they begin: as the log tells of them, before that as the plan does, without their parameters.
+
+    None where neither knows. Raises NotFound.
+    """
+    job = get(session, job_id)
+    found = latest(session, job_id, GroupsData.kind) or job.plan.get("groups")
+    return None if found is None else {**found, "groups": [{"parameters": [], **row} for row in found["groups"]]}
+
+
+def _of(number: int, by: str, payload: dict[str, Any]) -> Adjustment:
+    return Adjustment(**payload, by=by, id=number)
+
+
+def _told(text: str) -> Adjustment:
+    data = orjson.loads(text)
+    changes = {key: change["to"] for key, change in data["changes"].items()}
+    return Adjustment(data["group"], changes, data["step"], data["by"], data["id"])

@@ -1,0 +1,87 @@
+"""Changes to parameter groups, from the database to the trainer and back on both stacks; with a stand-in for the trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core.adjustments import Adjustment
+from store import adjustments, commands
+
+
+def ask(bench: Any, job: int, step: int | None = None, **changes: Any) -> int:
+    with bench.database.write() as session:
+        opened = adjustments.open_job(session, job)
+        return adjustments.adjust(session, opened, Adjustment("default", changes, step, "api")).id
+
+
+def open_ones(bench: Any, job: int) -> list[Adjustment]:
+    with bench.database.read() as session:
+        return adjustments.asked(session, job)
+
+
+def end(bench: Any, job: int, running: Any, what: Any = commands.cancel) -> None:
+    with bench.database.write() as session:
+        what(session, job, by="api")
+    running.join(60)
+
+
+def test_a_running_job_is_adjusted_once_each_in_order_and_at_the_step_that_was_asked_for(bench: Any) -> None:
+    job = bench.submit()
+    running = bench.run_aside("trainers:adjustable")
+    bench.wait_for(job, "iterations", seconds=60)
+    first, second = ask(bench, job, lr=0.5), ask(bench, job, lr=0.25)
+    late = ask(bench, job, step=400, freeze=True)
+    bench.wait_for(job, "adjusted", 3, seconds=60)
+    end(bench, job, running)
+
+    done = bench.data(job, "adjusted")
+    assert [(one["id"], one["changes"]) for one in done] == [
+        (first, {"lr": {"from": None, "to": 0.5}}),
+        (second, {"lr": {"from": None, "to": 0.25}}),
+        (late, {"freeze": {"from": None, "to": True}}),
+    ]
+    assert done[2]["step"] == 400
+    assert open_ones(bench, job) == []
+    steps = [event.step for event in bench.log(job, "iterations", "adjusted")]
+    assert steps == sorted(steps), "it stands in the log behind the steps before it"
+
+
+def test_what_a_queued_job_is_asked_is_done_before_its_first_step(bench: Any) -> None:
+    job = bench.submit()
+    asked = ask(bench, job, lr=0.5)
+    running = bench.run_aside("trainers:adjustable")
+    bench.wait_for(job, "adjusted", seconds=60)
+    end(bench, job, running)
+
+    assert [(one["id"], one["step"]) for one in bench.data(job, "adjusted")] == [(asked, 0)]
+
+
+def test_what_a_paused_job_is_asked_is_done_when_it_goes_on(bench: Any) -> None:
+    job = bench.submit(labels={"from": "3"})
+    running = bench.run_aside("trainers:adjustable")
+    bench.wait_for(job, "iterations", seconds=60)
+    end(bench, job, running, commands.pause)
+    asked = ask(bench, job, lr=0.5)
+    assert [one.id for one in open_ones(bench, job)] == [asked]
+    with bench.database.write() as session:
+        commands.resume(session, job, by="api")
+    running = bench.run_aside("trainers:adjustable")
+    bench.wait_for(job, "adjusted", seconds=60)
+    end(bench, job, running)
+
+    assert [(one["id"], one["step"]) for one in bench.data(job, "adjusted")] == [(asked, 3)]
+
+
+def test_after_a_crash_what_was_done_is_done_again_at_its_step_and_what_was_not_is_not_lost(bench: Any) -> None:
+    job = bench.submit(labels={"from": "15", "dies": "30"})
+    early, late, open_ = ask(bench, job, step=10, lr=0.5), ask(bench, job, step=20, lr=0.25), ask(bench, job, step=40, lr=0.1)
+    bench.run("trainers:adjustable")
+    assert bench.job(job).state == "queued"
+    assert [(one["id"], one["step"]) for one in bench.data(job, "adjusted")] == [(early, 10), (late, 20)]
+    assert [one.id for one in open_ones(bench, job)] == [open_]
+    running = bench.run_aside("trainers:adjustable")
+    bench.wait_for(job, "adjusted", 4, seconds=60)
+    end(bench, job, running)
+
+    assert ("info", f"settled [{early}]") in bench.lines(job), "what the checkpoint has behind it is told again, not done again"
+    assert [(one["id"], one["step"]) for one in bench.data(job, "adjusted")][2:] == [(late, 20), (open_, 40)]
