@@ -103,8 +103,12 @@ def resume(candidates: Sequence[Path], model: nn.Module, optimizer: Optimizer) -
             continue
         model.load_state_dict(weights)
         _restore(model, optimizer, tensors, content["values"])
-        return Progress(**{**content["progress"], "tally": Tally(**content["progress"]["tally"])})
+        return _progress(content["progress"])
     return None
+
+
+def _progress(values: Mapping[str, Any]) -> Progress:
+    return Progress(**{**values, "history": tuple(values.get("history", ())), "tally": Tally(**values["tally"])})
 
 
 def clean(directory: Path) -> None:
