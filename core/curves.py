@@ -45,6 +45,8 @@ class Curve:
 
     def lr(self, step: int) -> float:
         """At the optimizer's step of that number."""
+        if not self.changes:
+            return self._planned(step)
         since, value = _last(self.changes, step)
         if value is None:
             return self._planned(step)
@@ -53,8 +55,8 @@ class Curve:
 
     def momentum(self, step: int) -> float | None:
         """At that step; None where the schedule leaves it alone."""
-        _, value = _last(self.held, step)
         form = self._form.momentum
+        _, value = _last(self.held, step) if self.held else (0, None)
         return value if value is not None or form is None else form(self.time(step))
 
     def rebased(self, step: int, lr: float) -> Curve:
@@ -71,12 +73,12 @@ class Curve:
 
     def time(self, step: int) -> int:
         """What the schedule has counted at that step, once the warmup is over: steps, or epochs that have ended."""
-        warmup = self.schedule.warmup_steps
-        return max(0, step // self._unit - warmup // self._unit)
+        first = self._begin // self._unit
+        return max(0, step // self._unit - first)
 
     def first_step(self, time: int) -> int:
         """The step at which `time`, 1 or more, is reached."""
-        return (self.schedule.warmup_steps // self._unit + time) * self._unit
+        return (self._begin // self._unit + time) * self._unit
 
     def points(self, total: int) -> list[tuple[int, float]]:
         """The curve over the `total` steps of a job as (step, lr), at most some 300, from the first step to the last.
@@ -100,23 +102,31 @@ class Curve:
         return FORMS[name](**self.schedule.keywords, **heard)
 
     @cached_property
+    def _begin(self) -> int:
+        """The step at which the warmup is over."""
+        return self.schedule.warmup_steps
+
+    @cached_property
     def _unit(self) -> int:
+        """Steps to a unit of the schedule's time."""
         return self.per_epoch if self.schedule.per == "epoch" else 1
 
     def _planned(self, step: int) -> float:
         """Without what was set while the job ran."""
-        warmup, start = self.schedule.warmup_steps, self.schedule.warmup_start
-        share = start + (1 - start) * (step / warmup) if step < warmup else 1.0
-        return share * self._form.lr(self.base, self.time(step))
+        value = self._form.lr(self.base, self.time(step))
+        if step >= self._begin:
+            return value
+        start = self.schedule.warmup_start
+        return (start + (1 - start) * (step / self._begin)) * value
 
     def _tops(self, since: int, until: int) -> list[int]:
         """Steps between the two that may be higher than either."""
-        tops = [self.schedule.warmup_steps, *map(self.first_step, self._form.tops(self.time(since)))]
+        tops = [self._begin, *map(self.first_step, self._form.tops(self.time(since)))]
         return [step for step in tops if since < step < until]
 
     def _marks(self, total: int) -> list[int]:
         """Steps that tell the whole, ascending."""
-        warmup, last = self.schedule.warmup_steps, total - 1
+        warmup, last = self._begin, total - 1
         end = self.time(last)
         jumps = _some(self._form.bends(end), end)
         if self._unit > 1:
@@ -217,7 +227,9 @@ def _one_cycle(
     ends = (warm, 2 * pct_start * total_steps - 2, total_steps - 1) if three_phase else (warm, total_steps - 1)
 
     def between(values: Sequence[float], time: int) -> float:
-        index = next((index for index, end in enumerate(ends) if time <= end), len(ends) - 1)
+        index = 0
+        while time > ends[index] and index < len(ends) - 1:
+            index += 1
         start, low, high = (ends[index - 1] if index else 0.0), values[index], values[index + 1]
         share = (time - start) / (ends[index] - start)
         if anneal_strategy == "linear":

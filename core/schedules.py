@@ -76,7 +76,7 @@ def assign(groups: Sequence[Group], spec: JobSpec, per_epoch: int) -> list[Group
             pointer, written = "/schedule", spec.schedule
         try:
             curve = None if written is None else _curve(written, group, job, (position, len(groups)), pointer)
-            if curve is not None and (key := curve.schedule.model_dump_json()) not in sound:
+            if curve is not None and (key := curve.schedule.model_dump_json(exclude={"max_lr"})) not in sound:
                 _try(curve, spec.optimizer, job.total, pointer)
                 sound.add(key)
             assigned.append(replace(group, curve=curve))
