@@ -1,4 +1,4 @@
-"""What a spec may name: datasets, models, losses, optimizers, each with its keywords."""
+"""What a spec may name: datasets, models, losses, optimizers, schedules, each with its keywords."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ router = APIRouter(tags=["service"])
 
 @router.get("/catalog", summary="What a spec may name", response_model=schemas.Catalog, responses=problems.responses())
 async def get_catalog(request: Request, service: Svc) -> Response:
-    """Datasets, models, losses and optimizers by name, with the keywords of each."""
+    """Datasets, models, losses, optimizers and schedules by name, with the keywords of each."""
     state = request.app.state
     if not hasattr(state, "catalog"):  # it is a function of what is installed: asked for once
         state.catalog = orjson.dumps(

@@ -10,7 +10,7 @@ SPECS: dict[str, dict[str, Any]] = {
         "value": {"dataset": {"source": "sklearn:digits", "image_size": 32}, "model": {"name": "torchvision:resnet18"}},
     },
     "groups": {
-        "summary": "Parameter groups: a fast head, a frozen stem, the rest at the optimizer's own lr",
+        "summary": "Parameter groups: a fast head, a frozen stem, the rest at the optimizer's lr; a warmup and a cosine",
         "value": {
             "name": "digits with groups",
             "labels": {"team": "web"},
@@ -26,6 +26,7 @@ SPECS: dict[str, dict[str, Any]] = {
                     {"name": "stem", "params": ["conv1.*", "bn1.*"], "freeze": True},
                 ],
             },
+            "schedule": {"name": "CosineAnnealingLR", "warmup_epochs": 0.5},
             "training": {"epochs": 3, "seed": 0},
         },
     },

@@ -55,7 +55,7 @@ class Planned:
     @property
     def facts(self) -> dict[str, Any]:
         """What is kept with the job: all but the spec and the long lists, which the log has."""
-        plan = {key: value for key, value in self.plan.items() if key not in {"spec", "lr"}}
+        plan = {key: value for key, value in self.plan.items() if key not in {"spec", "lr", "momentum"}}
         plan["transfer"] = {key: value for key, value in plan["transfer"].items() if key not in {"targets", "sources"}}
         groups = [{key: value for key, value in row.items() if key != "parameters"} for row in plan["groups"]["groups"]]
         plan["groups"] = {**plan["groups"], "groups": groups}

@@ -241,7 +241,15 @@ class Plan(BaseModel):
     transfer: TransferData
     groups: GroupsData
     steps: Steps
-    lr: dict[str, list[tuple[int, float]]] = Field(description="Per group: [step, lr] where it changes.")
+    lr: dict[str, list[tuple[int, float]]] = Field(
+        description=(
+            "Per group: its curve as [step, lr], a line between each two. The corners of what is piecewise linear, a jump with "
+            "both its sides; smooth curves are sampled. ReduceLROnPlateau goes by the validation: lr as it begins."
+        )
+    )
+    momentum: dict[str, list[tuple[int, float]]] = Field(
+        description="The same of momentum, or of the first of betas, for the groups whose schedule moves it."
+    )
     memory: dict[str, int] = Field(description="Bytes, estimated.")
     warnings: list[str]
 
@@ -253,6 +261,12 @@ class CatalogEntry(BaseModel):
     refused: str | None = Field(description="Why a job cannot use it, where it cannot.")
 
 
+class ScheduleEntry(CatalogEntry):
+    """A schedule that a spec may name. A keyword that is null is required, or filled in: docs/schedules.md."""
+
+    per: Literal["step", "epoch"] | None = Field(description="What its numbers count, unless the spec says otherwise.")
+
+
 class Catalog(BaseModel):
     """What a spec may name."""
 
@@ -261,3 +275,4 @@ class Catalog(BaseModel):
     pretrained: dict[str, list[str]] = Field(description="Per model, the names of its weights.")
     losses: dict[str, CatalogEntry]
     optimizers: dict[str, CatalogEntry]
+    schedules: dict[str, ScheduleEntry]

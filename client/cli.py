@@ -72,7 +72,7 @@ def serve(
 
 @app.command()
 def plan(spec: Spec, url: Url = None, as_json: AsJson = False) -> None:
-    """Show what a job would do, without training: data, transfer, parameter groups, steps, memory."""
+    """Show what a job would do, without training: data, transfer, parameter groups, lr curves, steps, memory."""
     with service(url, as_json) as client:
         show_answer(client.plan(read_file(spec)), reports.plan_view, as_json)
 

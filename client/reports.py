@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from client.curves import curves_view
 from client.http import Json
 from client.tables import plain_table, size
 
@@ -122,7 +123,8 @@ def plan_view(plan: Json) -> RenderableType:
     facts.add_row("steps", f"{steps['total']:,} ({steps['per_epoch']:,} an epoch)")
     facts.add_row("memory", f"{size(memory['total'])} estimated")
     warnings = [Text(f"! {warning}", style="yellow") for warning in plan["warnings"]]
-    return Group(facts, "", transfer_view(plan["transfer"]), "", groups_view(plan["groups"]), *warnings)
+    curves = [part for curve in curves_view(plan) for part in ("", curve)]
+    return Group(facts, "", transfer_view(plan["transfer"]), "", groups_view(plan["groups"]), *curves, *warnings)
 
 
 def _tensors(totals: Json, status: str) -> int:

@@ -1,4 +1,4 @@
-"""Names and what they mean: models, losses, optimizers, and checks of the keywords that their constructors take."""
+"""Names and what they mean: models, losses, optimizers, schedules, and checks of the keywords that their constructors take."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import inspect
 import json
 import warnings
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import torch
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import Optimizer, lr_scheduler
 from torchvision import models as vision
 
+from core.curves import FORMS
 from core.datasets import dataset_sources
 from core.errors import Fault, SpecError, did_you_mean, pointer_of
 from core.spec import LossSpec
@@ -27,6 +28,19 @@ REFUSED_OPTIMIZER_KEYWORDS = {
     "capturable": "it is for CUDA graphs, which are not used here; leave it out",
     "differentiable": "nothing differentiates through the step; leave it out",
 }
+REFUSED_SCHEDULES = {
+    "ChainedScheduler": "takes other schedulers; a job has one, after a warmup (warmup_steps)",
+    "CyclicLR": "takes bounds that know nothing of the groups; use OneCycleLR or CosineAnnealingWarmRestarts",
+    "LambdaLR": "takes a function, which JSON cannot carry",
+    "MultiplicativeLR": "takes a function, which JSON cannot carry",
+    "SequentialLR": "takes other schedulers; a job has one, after a warmup (warmup_steps)",
+}
+REFUSED_SCHEDULE_KEYWORDS = {
+    "optimizer": "it is the job's; leave it out",
+    "last_epoch": "a job knows how far it is; leave it out",
+}
+LENGTHS = {"CosineAnnealingLR": "T_max", "OneCycleLR": "total_steps", "PolynomialLR": "total_iters"}
+"""Of a schedule that is as long as what the warmup leaves of the job, the keyword that says otherwise."""
 _REFUSED_LOSS_KEYWORDS = {
     "size_average": "torch has deprecated it; leave it out",
     "reduce": "torch has deprecated it; leave it out",
@@ -62,6 +76,28 @@ def optimizer_class(name: str) -> type[Optimizer]:
         raise SpecError.at("/optimizer/name", f"torch.optim has no '{name}'.{did_you_mean(name, known)}")
     found: type[Optimizer] = getattr(torch.optim, name)
     return found
+
+
+def schedule_class(name: str, pointer: str) -> type[Any]:
+    """The scheduler of that name. Raises SpecError at `pointer`/name where there is none, or where a job cannot use it."""
+    if name in REFUSED_SCHEDULES:
+        raise SpecError.at(f"{pointer}/name", f"{name} {REFUSED_SCHEDULES[name]}; there are {', '.join(FORMS)}")
+    if name not in FORMS:
+        known = did_you_mean(name, FORMS, len(FORMS))
+        raise SpecError.at(f"{pointer}/name", f"there is no schedule '{name}'.{known}")
+    found: type[Any] = getattr(lr_scheduler, name)
+    return found
+
+
+def schedule_defaults(name: str) -> dict[str, Any]:
+    """The keywords of a schedule with torch's defaults; None for what has to be given, or is filled in from the job."""
+    found = keyword_defaults(getattr(lr_scheduler, name), REFUSED_SCHEDULE_KEYWORDS)
+    return {**found, **({LENGTHS[name]: None} if name in LENGTHS else {})}
+
+
+def default_per(name: str) -> Literal["step", "epoch"]:
+    """What the numbers of a schedule count by default."""
+    return "step" if name in LENGTHS else "epoch"
 
 
 def build_loss(spec: LossSpec) -> nn.Module:
@@ -170,6 +206,11 @@ def catalog_request(payload: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG001 
         }
         for name in optimizer_names()
     }
+    schedules: dict[str, Any] = {
+        name: {"keywords": schedule_defaults(name), "refused": None, "per": default_per(name)} for name in FORMS
+    }
+    for name, reason in REFUSED_SCHEDULES.items():
+        schedules[name] = {"keywords": {}, "refused": reason, "per": None}
     names = model_names()
     return {
         "datasets": dataset_sources(),
@@ -177,6 +218,7 @@ def catalog_request(payload: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG001 
         "pretrained": {f"torchvision:{name}": list(vision.get_model_weights(name).__members__) for name in names},
         "losses": losses,
         "optimizers": optimizers,
+        "schedules": schedules,
     }
 
 

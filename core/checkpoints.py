@@ -115,8 +115,12 @@ def resume(candidates: Sequence[Path], model: nn.Module, optimizer: Optimizer) -
             continue
         model.load_state_dict(weights)
         _restore(model, optimizer, tensors, content["values"])
-        return Resumed(Progress(**{**content["progress"], "tally": Tally(**content["progress"]["tally"])}), damaged)
+        return Resumed(_progress(content["progress"]), damaged)
     return Resumed(Progress(), damaged)
+
+
+def _progress(values: Mapping[str, Any]) -> Progress:
+    return Progress(**{**values, "history": tuple(values.get("history", ())), "tally": Tally(**values["tally"])})
 
 
 def clean(directory: Path) -> None:

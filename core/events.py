@@ -126,6 +126,9 @@ class GroupRow(BaseModel):
 
     name: str
     hyperparameters: dict[str, Any] = Field(description="lr, weight_decay, momentum, betas: what the optimizer's group holds.")
+    schedule: dict[str, Any] | None = Field(
+        default=None, description="That of its lr, with everything filled in; null where lr is constant."
+    )
     frozen: bool
     tensors: int
     elements: int

@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from core.catalog import optimizer_class
+from core.curves import Curve
 from core.errors import Fault, SpecError, did_you_mean, pointer_of
 from core.events import GroupRow, GroupsData
 from core.hyperparameters import as_torch, check_optimizer, defaults
@@ -36,14 +37,24 @@ class Group:
     hyperparameters: dict[str, Any]
     frozen: bool
     parameters: list[tuple[str, nn.Parameter]]
+    curve: Curve | None = None
+    """Of its lr, where that is scheduled."""
+
+    @property
+    def schedule(self) -> dict[str, Any] | None:
+        """Its schedule as JSON, with everything filled in."""
+        return self.curve.schedule.model_dump(exclude_none=True) if self.curve else None
 
 
-def build_optimizer(model: nn.Module, spec: OptimizerSpec, device: torch.device) -> tuple[Optimizer, GroupsData]:
+def build_optimizer(
+    model: nn.Module, spec: OptimizerSpec, device: torch.device, schedule: Callable[[list[Group]], list[Group]] = list
+) -> tuple[Optimizer, GroupsData]:
     """The optimizer of `spec` over the model's parameters, and the table of its groups.
 
-    Also freezes: the parameters of frozen groups have `requires_grad` False from here on. Raises SpecError below /optimizer.
+    `schedule` gives the groups their curves (`core.schedules.assign`). Also freezes: the parameters of frozen groups have
+    `requires_grad` False from here on. Raises SpecError below /optimizer.
     """
-    groups = resolve(model, spec)
+    groups = schedule(resolve(model, spec))
     freeze(groups)
     target = optimizer_class(spec.name)
     keywords = {**as_torch(spec.keywords), **implementation(spec, device)}
@@ -77,11 +88,14 @@ def freeze(groups: Iterable[Group]) -> None:
 
 
 def coalesced(groups: Iterable[Group]) -> list[dict[str, Any]]:
-    """Groups with equal hyper-parameters as one, as torch's constructors take them; `names` says which they were."""
+    """Groups with equal hyper-parameters and schedules as one, as torch's constructors take them; `names` says which they were.
+
+    `curve` is that of their lr, or None.
+    """
     merged: dict[str, dict[str, Any]] = {}
     for group in groups:
-        key = json.dumps(group.hyperparameters, sort_keys=True)
-        one = merged.setdefault(key, {**group.hyperparameters, "params": [], "names": []})
+        key = json.dumps([group.hyperparameters, group.schedule], sort_keys=True)
+        one = merged.setdefault(key, {**group.hyperparameters, "params": [], "names": [], "curve": group.curve})
         one["params"] += group.parameters
         one["names"].append(group.name)
     return list(merged.values())
@@ -95,6 +109,7 @@ def report(groups: list[Group], spec: OptimizerSpec, device: torch.device) -> Gr
             hyperparameters={
                 key: list(value) if isinstance(value, tuple) else value for key, value in group.hyperparameters.items()
             },
+            schedule=group.schedule,
             frozen=group.frozen,
             tensors=len(group.parameters),
             elements=sum(parameter.numel() for _, parameter in group.parameters),

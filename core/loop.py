@@ -26,6 +26,7 @@ from core.places import Places
 from core.plan import Prepared, prepare
 from core.progress import Pace, Progress, Tally
 from core.readback import Readback
+from core.schedules import hear, set_rates
 from core.spec import JobSpec
 
 
@@ -62,6 +63,7 @@ def train_fn(
         optimizer.zero_grad(set_to_none=True)
         loss = loss_of(model(images), targets, loss_fn)
         loss.backward()  # type: ignore[no-untyped-call]
+        set_rates(optimizer, step)
         optimizer.step()
         for due in readback.push(loss, _Step(step, len(targets), learning_rates(optimizer))):
             yield losses.take(*due)
@@ -197,6 +199,7 @@ def _epoch(keeper: _Keeper, progress: Progress) -> Generator[Iteration | tuple[i
     begin = progress.step - progress.tally.batches
     end = begin + len(job.train)
     losses = Losses(epoch, progress.tally)
+    hear(job.optimizer, progress.history)
     start = time.perf_counter() - progress.seconds
     for event in train_fn(
         epoch, job.train, job.model, job.optimizer, job.loss, step=progress.step, losses=losses,
@@ -210,7 +213,7 @@ def _epoch(keeper: _Keeper, progress: Progress) -> Generator[Iteration | tuple[i
         progress, written = keeper.save(progress, {"mean_loss": figure(event.mean_loss)})
         yield progress.step, written
         start = time.perf_counter() - seconds
-    done = Progress(step=end, epoch=epoch + 1, best=progress.best)
+    done = replace(progress, step=end, epoch=epoch + 1, tally=Tally(), seconds=0.0)
     return (yield from _validate(keeper, done, figure(losses.mean()), time.perf_counter() - start))
 
 
@@ -220,6 +223,7 @@ def _validate(
     """The end of an epoch whose training took `seconds`."""
     job = keeper.job
     validation = {name: figure(value) for name, value in evaluate(job.model, job.validation, job.loss).items()}
+    progress = replace(progress, history=(*progress.history, validation))
     yield (
         progress.step,
         EpochData(

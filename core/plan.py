@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from core import groups as grouping
-from core import weights
+from core import schedules, weights
 from core.batches import Loader, Preprocessing, estimate, make_loader, steps_per_epoch
 from core.catalog import build_loss, check_loss
 from core.datasets import Dataset, open_dataset
@@ -89,7 +90,9 @@ class Plan(BaseModel):
     groups: GroupsData
     steps: Steps
     lr: dict[str, list[tuple[int, float]]]
-    """Per group, the corners of its curve as (step, lr)."""
+    """Per group its curve as (step, lr): see `core.curves.Curve.points`."""
+    momentum: dict[str, list[tuple[int, float]]]
+    """The same of momentum, or of the first of betas, for the groups whose schedule moves it."""
     memory: Memory
     warnings: list[str]
 
@@ -104,7 +107,9 @@ def prepare(spec: JobSpec, places: Places, device: torch.device) -> Prepared:
     _seed(spec.training.seed)
     model, transfer = get_model(spec, len(dataset.classes), places, dataset.classes)
     model.to(device)
-    optimizer, groups = grouping.build_optimizer(model, spec.optimizer, device)
+    per_epoch = steps_per_epoch(len(dataset.train), spec.loader)
+    scheduled = partial(schedules.assign, spec=spec, per_epoch=per_epoch)
+    optimizer, groups = grouping.build_optimizer(model, spec.optimizer, device, scheduled)
 
     def loader(train: bool) -> Loader:
         return make_loader(
@@ -123,7 +128,7 @@ def prepare(spec: JobSpec, places: Places, device: torch.device) -> Prepared:
         loss=build_loss(spec.loss).to(device),
         train=loader(True),
         validation=loader(False),
-        steps_per_epoch=steps_per_epoch(len(dataset.train), spec.loader),
+        steps_per_epoch=per_epoch,
     )
 
 
@@ -136,6 +141,7 @@ def plan(spec: JobSpec, places: Places) -> Plan:
     dataset = faults.collect(lambda: _open(spec, places), "/dataset/source")
     classes = len(dataset.classes) if dataset else _STAND_IN
     faults.collect(lambda: _check_loss(spec, dataset))
+    faults.add(schedules.check(spec))
     resolved, preprocessing = faults.collect(lambda: resolve(spec, places, dataset)) or resolve(_bare(spec), places, None)
     model = faults.collect(lambda: _shapes(resolved, spec, classes, places))
     if model is None:
@@ -153,6 +159,8 @@ def plan(spec: JobSpec, places: Places) -> Plan:
         )
     )  # fmt: skip
     steps = faults.collect(lambda: _steps(spec, samples))
+    if dataset and groups and steps:
+        groups = faults.collect(partial(schedules.assign, groups, spec, steps.per_epoch))
     if faults.found or not dataset or not transfer or not groups or activations is None or not steps:
         raise SpecError(*faults.found)
     splits = [estimate(images, preprocessing, dataset.channels) for images in (dataset.train, dataset.validation)]
@@ -165,9 +173,9 @@ def plan(spec: JobSpec, places: Places) -> Plan:
         transfer=transfer,
         groups=grouping.report(groups, spec.optimizer, torch.device("cpu")),
         steps=steps,
-        lr={group.name: [(0, lr), (steps.total, lr)] for group in groups for lr in [group.hyperparameters["lr"]]},
+        **_curves(groups, steps.total),
         memory=memory(model, spec.optimizer, activations=activations, data=held),
-        warnings=[*dataset.notes, *_warnings(spec, transfer, groups)],
+        warnings=[*dataset.notes, *_warnings(spec, transfer, groups), *schedules.notes(groups, steps.total)],
     )
 
 
@@ -263,6 +271,19 @@ def _steps(spec: JobSpec, samples: int) -> Steps:
     return Steps(per_epoch=per_epoch, total=per_epoch * spec.training.epochs)
 
 
+def _curves(groups: list[grouping.Group], total: int) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """The lr of each group, and the momentum of those where it is scheduled, over the job."""
+    ends = sorted({0, total - 1})
+    lr, momentum = {}, {}
+    for group in groups:
+        curve = group.curve
+        constant = [(step, float(group.hyperparameters["lr"])) for step in ends]
+        lr[group.name] = curve.points(total) if curve else constant
+        if curve and (moved := curve.momentum_points(total)):
+            momentum[group.name] = moved
+    return {"lr": lr, "momentum": momentum}
+
+
 def _facts(dataset: Dataset) -> DatasetFacts:
     return DatasetFacts(
         source=dataset.source,
@@ -290,7 +311,8 @@ def _warnings(spec: JobSpec, transfer: TransferData, groups: list[grouping.Group
     if stuck := [name for name in frozen if name not in loaded]:
         yield f"frozen at random values, as nothing is loaded into them: {weights.listed(stuck)}"
     for group, name in zip(spec.optimizer.groups, spec.optimizer.group_names, strict=True):
-        if group.freeze and group.keywords:
-            yield f"group '{name}' is frozen: its {', '.join(group.keywords)} has no effect"
+        given = [*group.keywords, *(["schedule"] if group.schedule else [])]
+        if group.freeze and given:
+            yield f"group '{name}' is frozen: its {', '.join(given)} has no effect"
     if spec.loss.name == "NLLLoss" and spec.model.name.startswith("torchvision:"):
         yield "NLLLoss takes log-probabilities, but torchvision's models give logits; CrossEntropyLoss is what fits them"

@@ -33,7 +33,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a job is: optimizer steps and epochs completed, and the figures of its best checkpoint.
+    """How far a job is: optimizer steps and epochs completed, the figures of its best checkpoint, and of each epoch's validation.
 
     `tally` is of the epoch that has begun, and `seconds` the time that it took so far; both are nothing between epochs.
     """
@@ -41,6 +41,7 @@ class Progress:
     step: int = 0
     epoch: int = 0
     best: dict[str, Figure] | None = None
+    history: tuple[dict[str, Figure], ...] = ()
     tally: Tally = Tally()
     seconds: float = 0.0
 

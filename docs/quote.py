@@ -1,4 +1,4 @@
-"""Quote the code in the README: `python docs/quote.py` fills its marked blocks (a test keeps them so)."""
+"""Quote the code in the docs: `python docs/quote.py` fills their marked blocks (a test keeps them so)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from client.terminal import EXITS
 from core.events import KINDS
 from store.settings import Settings
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "README.md", ROOT / "docs" / "schedules.md")
 
 
 def settings() -> str:
@@ -39,6 +40,24 @@ def events() -> str:
     return table(("kind", "data", "what happened"), rows)
 
 
+def schedules() -> str:
+    """Every schedule with its keywords and their defaults."""
+    from core.catalog import LENGTHS, default_per, schedule_defaults  # noqa: PLC0415 - torch takes seconds, one page needs it
+    from core.curves import FORMS  # noqa: PLC0415
+
+    rows = []
+    for name in FORMS:
+        filled = {LENGTHS.get(name): "what is left", "max_lr": "the group's lr", "epochs": "", "steps_per_epoch": ""}
+        keywords = []
+        for key, default in schedule_defaults(name).items():
+            value = (
+                filled.get(key, "required") if default is None else f"{default:.6g}" if isinstance(default, float) else default
+            )
+            keywords.append(f"`{key}`" + (f" ({value})" if value != "" else ""))
+        rows.append((f"`{name}`", default_per(name), ", ".join(keywords)))
+    return table(("name", "per", "keywords (defaults)"), rows)
+
+
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A Markdown table."""
     head = list(head)
@@ -46,7 +65,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-QUOTES: dict[str, Callable[[], str]] = {"settings": settings, "exits": exits, "events": events}
+QUOTES: dict[str, Callable[[], str]] = {"settings": settings, "exits": exits, "events": events, "schedules": schedules}
 
 
 def filled(text: str) -> str:
@@ -56,4 +75,5 @@ def filled(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")

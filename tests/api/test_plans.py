@@ -60,6 +60,10 @@ def test_the_transfer_example_lacks_only_what_cannot_be_downloaded_here(client):
         ({"optimizer": {"name": "Adam", "momentum": 0.9}}, "/optimizer/momentum", ""),
         ({"optimizer": {"groups": [{"params": "head.*"}]}}, "/optimizer/groups/0/params", ""),
         ({"optimizer": {"lr": "fast"}}, "/optimizer/lr", ""),
+        ({"schedule": {"name": "CosineAnealingLR"}}, "/schedule/name", "Did you mean 'CosineAnnealingLR'?"),
+        ({"schedule": {"name": "StepLR", "step_size": 0}}, "/schedule/step_size", "an integer of 1 or more, got 0"),
+        ({"schedule": {"warmup_steps": 1, "warmup_epochs": 1}}, "/schedule", "the warmup is given twice"),
+        ({"schedule": {"warmup_steps": -1}}, "/schedule/warmup_steps", ""),
         ({"loss": {"name": "CrossEntropyLos"}}, "/loss/name", "Did you mean 'CrossEntropyLoss'?"),
         ({"pretrained": {"source": "job:999999"}}, "/pretrained/source", "there is no job 999999"),
         ({"pretrained": {"source": "job:one"}}, "/pretrained/source", "names no job"),
@@ -144,6 +148,7 @@ def test_the_catalog_names_what_a_spec_may_name(client):
     catalog = schemas.Catalog.model_validate(client.get("/catalog").json())
     assert "torchvision:resnet50" in catalog.models
     assert "lr" in catalog.optimizers["Adam"].keywords
+    assert (catalog.schedules["StepLR"].per, catalog.schedules["StepLR"].keywords) == ("epoch", {"step_size": None, "gamma": 0.1})
     assert client.get("/catalog").elapsed.total_seconds() < (time.monotonic() - began)
 
 

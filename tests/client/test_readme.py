@@ -20,9 +20,11 @@ def readme() -> str:
     return (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_its_tables_are_those_of_the_code(readme):
+def test_the_tables_of_the_docs_are_those_of_the_code():
     quote = runpy.run_path(str(ROOT / "docs" / "quote.py"))
-    assert quote["filled"](readme) == readme, "run: python docs/quote.py"
+    for page in quote["PAGES"]:
+        text = page.read_text(encoding="utf-8")
+        assert quote["filled"](text) == text, "run: python docs/quote.py"
 
 
 def test_its_explained_spec_is_valid_and_explains_every_key(readme, tmp_path):
@@ -31,7 +33,7 @@ def test_its_explained_spec_is_valid_and_explains_every_key(readme, tmp_path):
     path.write_text(block)
     spec = JobSpec.model_validate(read_spec(str(path)))
     assert spec.optimizer.keywords == {"lr": 1e-4, "weight_decay": 1e-4}
-    for part in (spec, spec.dataset, spec.loader, spec.pretrained, spec.training, spec.checkpoint, spec.resources):
+    for part in (spec, spec.dataset, spec.loader, spec.pretrained, spec.schedule, spec.training, spec.checkpoint, spec.resources):
         for key in type(part).model_fields:
             assert re.search(rf"\b{key}:", block), key
 

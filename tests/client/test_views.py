@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
+from client.curves import braille, curves_view
 from client.follow import Follower, sparkline
 from client.reports import collapse, groups_view, transfer_view
 from client.tables import ago, job_view, lasted, size
@@ -76,6 +77,36 @@ def test_groups_show_the_values_that_they_train_with_and_which_are_frozen():
     text = shown(groups_view({"optimizer": "Adam", "groups": rows, "executed_groups": 1, "fused": True}))
     assert "head 2 5,130 0.001 0.9, 0.999 fc.weight, fc.bias" in text
     assert "stem 1 9,408 frozen 0.9, 0.999 conv1.weight" in text
+
+
+def curves(lr, momentum=None, frozen=(), name="CosineAnnealingLR"):
+    rows = [{"name": group, "frozen": group in frozen, "schedule": {"name": name}} for group in lr]
+    return curves_view({"groups": {"groups": rows}, "lr": lr, "momentum": momentum or {}})
+
+
+def test_curves_are_drawn_once_for_groups_that_differ_in_height_alone():
+    head, rest = [(0, 0.0), (10, 0.1), (99, 0.0)], [(0, 0.0), (10, 0.01), (99, 0.0)]
+    [lr, momentum] = curves({"head": head, "rest": rest, "flat": [(0, 1.0), (99, 1.0)]}, {"head": [(0, 0.9), (99, 0.8)]})
+    top, *_, bottom, steps = lr.plain.split("\n")[1:]
+    assert lr.plain.startswith("lr of head 0.1, rest 0.01   CosineAnnealingLR\n")
+    assert (top.split()[0], bottom.split()[0], steps.split()) == ("0.1", "0", ["step", "0", "step", "99"])
+    assert momentum.plain.startswith("momentum of head 0.9")
+    assert {len(line) for line in lr.plain.split("\n")[1:]} == {66}
+
+
+def test_no_picture_of_what_is_flat_or_frozen_and_a_few_of_many():
+    falling = [(0, 1.0), (9, 0.0)]
+    assert curves({"flat": [(0, 0.1), (9, 0.1)], "one": [(0, 0.1)], "stem": falling}, frozen=["stem"]) == []
+    many = curves({f"g{index}": [(0, 1.0), (9, index / 10)] for index in range(7)})
+    assert (len(many), many[-1].plain) == (5, "and 3 more curves: --json")
+
+
+@pytest.mark.parametrize(
+    ("values", "rows"),
+    [([0, 1, 2, 3], ["⡠⠊"]), ([0, 7], ["⢸", "⡸"]), ([5, 5], ["⣀"]), ([0, 0, 1, 1], ["⣀⠏"])],
+)
+def test_a_line_of_dots_has_no_gaps(values, rows):
+    assert braille([float(value) for value in values], len(rows)) == rows
 
 
 def test_a_follower_keeps_each_step_once_over_a_rewind(job, log):

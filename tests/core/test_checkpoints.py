@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import time
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from core import checkpoints, randomness
-from core.checkpoints import CheckpointError, Progress
+from core.checkpoints import CheckpointError, Progress, Tally
 from core.errors import DiskFullError
 from core.events import Iteration, RewoundData
 from core.loop import fit
@@ -293,3 +294,12 @@ def test_a_job_killed_while_it_saves_leaves_only_whole_checkpoints(job, shelf):
         assert all(not path.name.startswith(".") for path in (shelf / "job").iterdir())
         shutil.rmtree(shelf / "job")
     assert torn, "no kill fell into a save: this test shows nothing"
+
+
+def test_a_checkpoint_from_before_the_history_was_kept_is_read() -> None:
+    values = asdict(Progress(step=7, epoch=1, best={"loss": 1.0}))
+    assert checkpoints._progress({key: value for key, value in values.items() if key != "history"}) == Progress(
+        step=7, epoch=1, best={"loss": 1.0}
+    )
+    heard = Progress(step=7, epoch=1, history=({"loss": "nan", "top1": 0.5},), tally=Tally(1, 2, 3.0))
+    assert checkpoints._progress(json.loads(json.dumps(asdict(heard)))) == heard

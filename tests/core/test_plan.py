@@ -104,7 +104,7 @@ def test_a_plan_says_what_a_spec_means(planned: Planned) -> None:
         "channels": 1, "size": [8, 8], "train": 1617, "validation": 180,
     }  # fmt: skip
     assert found["steps"] == {"per_epoch": 17, "total": 51}
-    assert found["lr"] == {"head": [[0, 1.0], [51, 1.0]], "default": [[0, 0.1], [51, 0.1]]}
+    assert found["lr"] == {"head": [[0, 1.0], [50, 1.0]], "default": [[0, 0.1], [50, 0.1]]}
     assert found["tier"] == "resident"
     assert found["warnings"] == ["no pretrained weights are named: the model trains from scratch"]
     json.dumps(found, allow_nan=False)
