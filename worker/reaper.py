@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from sandbox import SandboxError
 from store import jobs, leases
+from store.engines import AWAY, reason
 from store.hints import Hints
 from worker.runner import Runner
 
@@ -24,6 +25,8 @@ class _Chore:
     action: Callable[[], None]
     seconds: float
     due: float = 0.0
+    failing: bool = False
+    """The database did not answer it the last time."""
 
 
 class Reaper:
@@ -91,6 +94,14 @@ class Reaper:
     def _do(self, chore: _Chore) -> None:
         try:
             chore.action()
+        except AWAY as error:
+            if not chore.failing:  # once, however long it lasts
+                log.warning("the database does not answer; a chore is tried again each %g s: %s", chore.seconds, reason(error))
+            chore.failing = True
         except Exception:
             log.exception("a chore failed; it is tried again in %g s", chore.seconds)
+        else:
+            if chore.failing:
+                log.info("the database answers again")
+            chore.failing = False
         chore.due = time.monotonic() + chore.seconds

@@ -7,11 +7,10 @@ import socket
 import threading
 import time
 
-from sqlalchemy.exc import DBAPIError
-
 from sandbox import Sandbox, SandboxError
 from store import leases, workers
 from store.database import Database
+from store.engines import AWAY, reason
 from store.leases import Capacity, Claim
 from store.settings import Settings
 from worker import heartbeat
@@ -41,8 +40,8 @@ class Runner:
             claimed_at = time.monotonic()
             try:
                 taken = self.devices.take(self._claim)
-            except DBAPIError as error:
-                log.warning("cannot look for work, the next poll will: %s", error.orig)
+            except AWAY as error:
+                log.warning("cannot look for work, the next poll will: %s", reason(error))
                 return
             if taken is None:
                 return

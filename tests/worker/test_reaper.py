@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from store import jobs, leases, workers
 from worker.devices import Devices
@@ -106,6 +107,35 @@ def test_a_chore_that_fails_does_not_stop_the_others(bench: Any, runner: Runner,
     assert reaped.wait(2)
     runner.stop.set()
     reaper.join(2)
+
+
+def test_a_database_that_is_away_is_told_of_once_and_when_it_is_back(
+    bench: Any, runner: Runner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    beats: list[int] = []
+    back = threading.Event()
+
+    def beat() -> bool:
+        beats.append(1)
+        if len(beats) <= 3:
+            raise OperationalError("SELECT", {}, ConnectionError("connection refused\nIs the server running?"))
+        back.set()
+        return False
+
+    bench.replace(poll_seconds=0.01)
+    runner.settings = bench.settings
+    monkeypatch.setattr(runner, "beat", beat)
+    reaper = Reaper(runner, Told(), leave=lambda: None)
+    with caplog.at_level("INFO", "worker.reaper"):
+        reaper.start()
+        assert back.wait(30)
+        runner.stop.set()
+        reaper.join(30)
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "the database does not answer; a chore is tried again each 0.01 s: connection refused",
+        "the database answers again",
+    ]
 
 
 def test_a_worker_that_is_drained_finishes_its_jobs_takes_no_other_and_then_leaves(bench: Any, runner: Runner) -> None:
