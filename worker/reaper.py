@@ -61,7 +61,8 @@ class Reaper:
         with self._runner.database.read() as session:
             waiting = [queue for queue, states in jobs.counts(session).items() if states.get("queued")]
         for queue in waiting:
-            self._hints.send(queue)
+            if not self._hints.send(queue):
+                return  # a broker that hangs must not keep this thread from its other chores for long
 
     def _beat(self) -> None:
         if self._runner.beat():

@@ -9,6 +9,7 @@ received counts as well.
 from __future__ import annotations
 
 import argparse
+import logging
 import random
 import signal
 import sys
@@ -26,6 +27,7 @@ BAD = COLUMNS[3:]
 
 def main() -> int:
     """0 where nothing was lost, doubled or wrong."""
+    logging.getLogger("store.hints").setLevel(logging.ERROR)  # that a hint fails while its broker is away is what we want
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # and what was started stops with it
     asked = _parser().parse_args()
     print(f"{'seed ' + str(asked.seed):<24}", *(f"{column:>9}" for column in COLUMNS), flush=True)
@@ -45,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--faults", type=int, default=10, help="of each kind (default: %(default)s)")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="(default: all that the stack knows)")
     parser.add_argument("--workers", type=int, default=2, help="that share the jobs (default: %(default)s)")
+    parser.add_argument("--unwatched", action="store_true", help="nobody follows a job, unless it is the api that is killed")
     parser.add_argument("--outage", type=float, default=2.0, help="seconds that the broker stays away (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     return parser
@@ -70,7 +73,8 @@ def _row(stack: Stack, name: str, rng: random.Random, asked: argparse.Namespace,
     kind, row = KINDS[name], Counter[str]()
     while row["faults"] < asked.faults:
         job = stack.submit()
-        received = _follow(stack, job) if kind.followed else None
+        followed = kind.followed and (name == "api" or not asked.unwatched)
+        received = _follow(stack, job) if followed else None
         for _ in range(min(rng.randint(1, 3), asked.faults - row["faults"])):
             row["faults"] += kind.strike(Scene(stack, job, rng, asked.outage))
         stack.until(job, lambda: False)

@@ -189,6 +189,18 @@ def broker(scene: Scene) -> bool:
     return True
 
 
+def broker_hangs(scene: Scene) -> bool:
+    """Valkey stands still for a while, with every connection open."""
+    valkey = scene.stack.valkey
+    if valkey is None or not scene.further():
+        return False
+    with frozen([valkey.pid]):
+        end = time.monotonic() + scene.outage
+        assert not scene.stack.hints.send("default")
+        time.sleep(max(0.0, end - time.monotonic()))
+    return True
+
+
 def restarted(mode: str) -> Callable[[Scene], bool]:
     """PostgreSQL is stopped, `fast` or `immediate`, and started again a moment later."""
 
@@ -228,6 +240,7 @@ KINDS: dict[str, Kind] = {
     "held-up": Kind(held_up),
     "api": Kind(api, followed=True),
     "broker": Kind(broker, ("postgres",), followed=True),
+    "broker-hangs": Kind(broker_hangs, ("postgres",)),
     "db-restarts": Kind(restarted("fast"), ("postgres",), followed=True),
     "db-crashes": Kind(restarted("immediate"), ("postgres",), followed=True),
 }

@@ -80,6 +80,10 @@ class Valkey:
                 else:
                     return
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def stop(self, number: signal.Signals = signal.SIGKILL) -> None:
         """By SIGKILL, or kindly by SIGTERM."""
         self._process.send_signal(number)

