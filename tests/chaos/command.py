@@ -18,7 +18,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from comparison import Left, compare, left_of
-from faults import KINDS, Scene
+from faults import KINDS
+from scene import Scene
 from stacks import STACKS, STEPS, Stack
 
 COLUMNS = ("faults", "jobs", "steps", "lost", "doubled", "wrong", "other end")

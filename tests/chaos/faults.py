@@ -2,118 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import random
-import select
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
+from scene import Scene, await_death, frozen, pidfd
 from sqlalchemy.exc import OperationalError
-from stacks import LEASE, PATIENCE, STACKS, STEPS_PER_EPOCH, Stack
+from stacks import LEASE, STACKS
 
-from core.events import CheckpointData
-from store import events
+from store.tables import Job
 
-TAKEN = 20.0
+TAKEN = 30.0
 """Seconds within which a frozen worker's job is taken over; one that froze inside a transaction of SQLite holds up everyone."""
-
-
-@dataclass
-class Scene:
-    """A fault about to fall: on which stack and job, by which chance, and for how long a broker stays away."""
-
-    stack: Stack
-    job: int
-    rng: random.Random
-    outage: float
-
-    def further(self) -> bool:
-        """Wait until the job runs, and has come some random steps further."""
-        step = self.stack.job(self.job).step + self.rng.randint(0, STEPS_PER_EPOCH)
-
-        def there() -> bool:
-            found = self.stack.job(self.job)
-            return found.state == "running" and found.step >= step
-
-        held = self.stack.until(self.job, there)
-        time.sleep(self.rng.uniform(0, 0.05))
-        return held
-
-    def kill(self, victims: Callable[[], list[int]]) -> bool:
-        """SIGKILL, once there are victims."""
-
-        def struck() -> bool:
-            found = victims()
-            for pid in found:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            return bool(found)
-
-        return self.further() and self.stack.until(self.job, struck)
-
-    # -- who runs the job
-
-    def worker(self) -> list[int]:
-        found = self.stack.job(self.job)
-        process = self.stack.workers.get(found.lease_owner or "")
-        return [process.pid] if process is not None and process.poll() is None else []
-
-    def forkserver(self) -> list[int]:
-        return [child for worker in self.worker() for child in children(worker) if b"sandbox.forkserver" in command(child)]
-
-    def trainer(self) -> list[int]:
-        return [child for server in self.forkserver() for child in children(server)]
-
-    # -- its checkpoints
-
-    def saving(self) -> bool:
-        """Whether a checkpoint is being written."""
-        return any((self.stack.settings.data_dir / "jobs" / str(self.job)).glob("*/.*.partial"))
-
-    def uncommitted(self) -> bool:
-        """Whether a whole checkpoint is there of which the log does not know yet."""
-        attempt = f"jobs/{self.job}/{self.stack.job(self.job).attempt}"
-        there = {f"{attempt}/{path.name}" for path in (self.stack.settings.data_dir / attempt).glob("[0-9]*")}
-        if not there:
-            return False
-        log = self.stack.ask(lambda s: events.read(s, self.job, limit=100_000, kinds=[CheckpointData.kind]))
-        return not all(any(f'"{path}"' in event.data for event in log) for path in there)
-
-
-def children(pid: int) -> list[int]:
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):
-            found += map(int, task.read_text().split())
-    return found
-
-
-def command(pid: int) -> bytes:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    return b""
-
-
-@contextmanager
-def frozen(pids: list[int]) -> Iterator[None]:
-    """SIGSTOP, and SIGCONT in any case."""
-    try:
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
-        yield
-    finally:
-        for pid in reversed(pids):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
-
-
-# --- the kinds ----------------------------------------------------------------------------------------------------------------
 
 
 def overtaken(scene: Scene) -> bool:
@@ -121,39 +23,35 @@ def overtaken(scene: Scene) -> bool:
 
     When it goes on it must write nothing, which the log shows, and its trainer must die.
     """
-    stack = scene.stack
     if not scene.further():
         return False
-    trainers, before = scene.trainer(), stack.job(scene.job)
-    whole = scene.worker() + (scene.forkserver() + trainers if scene.rng.random() < 0.5 else [])
-    pidfds = [os.pidfd_open(pid) for pid in trainers if command(pid)]
-    with frozen(whole):
-        deadline = time.monotonic() + TAKEN
-
-        def taken() -> bool:
-            with suppress(OperationalError):
-                if len(stack.workers) == 1 and time.monotonic() > deadline - TAKEN + LEASE:
-                    stack.reap()
-            return stack.job(scene.job).attempt > before.attempt or time.monotonic() > deadline
-
-        if len(stack.workers) == 1:
-            stack.until(scene.job, lambda: taken() or stack.job(scene.job).state == "queued")
-        else:
-            stack.until(scene.job, taken)
-        time.sleep(scene.rng.uniform(0, 0.5))
-    now = stack.job(scene.job)
-    for pidfd in pidfds:
-        if (now.attempt, now.state) != (before.attempt, "running"):
-            await_death(pidfd)
-        os.close(pidfd)
+    before, trainers = scene.stack.job(scene.job), scene.trainer()
+    beside = scene.forkserver() + trainers if scene.rng.random() < 0.5 else []
+    with ExitStack() as watched:
+        pidfds = [number for pid in trainers if (number := watched.enter_context(pidfd(pid))) is not None]
+        with frozen(scene.worker() + beside):
+            taken_over(scene, before)
+            time.sleep(scene.rng.uniform(0, 0.5))
+        after = scene.stack.job(scene.job)
+        if (after.attempt, after.state) != (before.attempt, before.state):
+            for number in pidfds:
+                await_death(number)
     return bool(pidfds)
 
 
-def await_death(pidfd: int) -> None:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    if not poll.poll(PATIENCE * 1000):
-        raise TimeoutError("the trainer of a worker that lost its lease lives on")
+def taken_over(scene: Scene, before: Job) -> None:
+    """Wait for another worker; where there is none, take the job back in its stead."""
+    stack, alone = scene.stack, len(scene.stack.workers) == 1
+    deadline = time.monotonic() + TAKEN
+
+    def taken() -> bool:
+        if alone:
+            with suppress(OperationalError):
+                stack.reap()
+        found = stack.job(scene.job)
+        return found.attempt > before.attempt or (alone and found.state == "queued") or time.monotonic() > deadline
+
+    stack.until(scene.job, taken)
 
 
 def held_up(scene: Scene) -> bool:
@@ -225,7 +123,7 @@ class Kind:
     followed: bool = False
 
 
-def _when(condition: Callable[[Scene], Any], victims: Callable[[Scene], list[int]]) -> Callable[[Scene], bool]:
+def _when(condition: Callable[[Scene], bool], victims: Callable[[Scene], list[int]]) -> Callable[[Scene], bool]:
     return lambda scene: scene.kill(lambda: victims(scene) if condition(scene) else [])
 
 
