@@ -36,7 +36,7 @@ SPEC = {
     "resources": {"max_attempts": 100},
 }
 LEASE = 3.0
-PATIENCE = 120.0
+PATIENCE = 600.0
 """Seconds within which anything happens that must, on whatever machine."""
 
 T = TypeVar("T")

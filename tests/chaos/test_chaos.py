@@ -13,7 +13,7 @@ KINDS = {"sqlite": ["trainer", "checkpoint"], "postgres": ["overtaken", "broker"
 
 
 @pytest.mark.slow  # a worker on either stack, at once: each imports torch
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_whatever_is_disturbed_whenever_a_job_ends_as_if_nothing_had_happened() -> None:
     script = Path(__file__).parent / "command.py"
     options = ["--faults", "1", "--workers", "1", "--outage", "0.5", "--unwatched"]
