@@ -45,8 +45,8 @@ test-gpu: setup ## Run the tests that need a CUDA device
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
 .PHONY: chaos
-chaos: setup ## Kill at random what trains jobs, and see that nobody can tell (ARGS="--faults 30 --seed 7")
-	@$(BIN)/python tests/chaos/faults.py $(ARGS)
+chaos: setup ## Kill, freeze and restart at random whatever jobs need, and see that nobody can tell (ARGS="--faults 30 --seed 7")
+	@$(BIN)/python tests/chaos/command.py $(ARGS)
 
 .PHONY: lint
 lint: setup ## Check style and formatting
