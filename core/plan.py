@@ -15,13 +15,16 @@ from torch.optim import Optimizer
 
 from core import groups as grouping
 from core import weights
+from core.assignment import Group
+from core.assignment import resolve as resolve_groups
 from core.batches import Loader, Preprocessing, estimate, make_loader, steps_per_epoch
 from core.catalog import build_loss, check_loss
 from core.datasets import Dataset, open_dataset
 from core.errors import DataError, Fault, SpecError, TransferError
 from core.events import GroupsData, TransferData
+from core.freezing import freeze
 from core.hyperparameters import check_optimizer
-from core.models import build_model, find_head, get_model
+from core.models import Head, build_model, find_head, get_model
 from core.places import Places
 from core.resolve import resolve
 from core.shapes import shapes_of
@@ -44,7 +47,9 @@ class Prepared:
     model: nn.Module
     transfer: TransferData
     optimizer: Optimizer
+    grouped: list[Group]
     groups: GroupsData
+    """The table of `grouped`."""
     loss: nn.Module
     train: Loader
     validation: Loader
@@ -104,7 +109,7 @@ def prepare(spec: JobSpec, places: Places, device: torch.device) -> Prepared:
     _seed(spec.training.seed)
     model, transfer = get_model(spec, len(dataset.classes), places, dataset.classes)
     model.to(device)
-    optimizer, groups = grouping.build_optimizer(model, spec.optimizer, device)
+    optimizer, grouped = grouping.build_optimizer(model, spec.optimizer, device, transfer.head)
 
     def loader(train: bool) -> Loader:
         return make_loader(
@@ -119,7 +124,8 @@ def prepare(spec: JobSpec, places: Places, device: torch.device) -> Prepared:
         model=model,
         transfer=transfer,
         optimizer=optimizer,
-        groups=groups,
+        grouped=grouped,
+        groups=grouping.report(grouped, spec.optimizer, device),
         loss=build_loss(spec.loss).to(device),
         train=loader(True),
         validation=loader(False),
@@ -142,9 +148,10 @@ def plan(spec: JobSpec, places: Places) -> Plan:
         faults.collect(lambda: _check_source(spec, places))
         faults.add(faults.collect(lambda: check_optimizer(spec.optimizer)) or [])
         raise SpecError(*faults.found)
-    transfer = faults.collect(lambda: _plan_transfer(model, spec, resolved, places, dataset))
-    groups = faults.collect(lambda: grouping.resolve(model, spec.optimizer))
-    grouping.freeze(groups or [])
+    head = faults.collect(lambda: find_head(model, resolved.model, classes, places)) or Head(frozenset(), ())
+    transfer = faults.collect(lambda: _plan_transfer(model, spec, head, places, dataset))
+    groups = faults.collect(lambda: resolve_groups(model, spec.optimizer, head.modules))
+    freeze(model, groups or [], spec.training.epochs - 1)  # the most that will train at once: it takes the most memory
     samples = len(dataset.train) if dataset else 2
     activations = faults.collect(
         lambda: check_forward(
@@ -243,8 +250,7 @@ def _check_source(spec: JobSpec, places: Places) -> None:
         weights.read(spec.pretrained.source, places, shapes_only=True)
 
 
-def _plan_transfer(model: nn.Module, spec: JobSpec, resolved: JobSpec, places: Places, dataset: Dataset | None) -> TransferData:
-    head = find_head(model, resolved.model, len(dataset.classes) if dataset else _STAND_IN, places)
+def _plan_transfer(model: nn.Module, spec: JobSpec, head: Head, places: Places, dataset: Dataset | None) -> TransferData:
     if spec.pretrained is None:
         return weights.from_scratch(model, head)
     source = weights.read(spec.pretrained.source, places, shapes_only=True)
@@ -275,7 +281,7 @@ def _facts(dataset: Dataset) -> DatasetFacts:
     )
 
 
-def _warnings(spec: JobSpec, transfer: TransferData, groups: list[grouping.Group]) -> Iterator[str]:
+def _warnings(spec: JobSpec, transfer: TransferData, groups: list[Group]) -> Iterator[str]:
     """What works, but may not be what was meant."""
     if spec.pretrained is None:
         yield "no pretrained weights are named: the model trains from scratch"
@@ -286,11 +292,13 @@ def _warnings(spec: JobSpec, transfer: TransferData, groups: list[grouping.Group
     if misfits:
         yield f"outside the head {len(misfits)} of the model's entries do not fit and start anew: {weights.listed(misfits)}"
     loaded = {one.key for one in transfer.targets if one.status == "loaded"}
-    frozen = [name for group in groups if group.frozen for name, _ in group.parameters]
+    frozen = [one.name for group in groups if group.freeze and group.until_epoch is None for one in group.members]
     if stuck := [name for name in frozen if name not in loaded]:
         yield f"frozen at random values, as nothing is loaded into them: {weights.listed(stuck)}"
-    for group, name in zip(spec.optimizer.groups, spec.optimizer.group_names, strict=True):
-        if group.freeze and group.keywords:
+    for name, group in zip(spec.optimizer.group_names, spec.optimizer.groups, strict=True):
+        if group.until_epoch is None and group.freeze and group.keywords:
             yield f"group '{name}' is frozen: its {', '.join(group.keywords)} has no effect"
+        if group.until_epoch is not None and group.until_epoch >= spec.training.epochs:
+            yield f"group '{name}' is frozen for {group.until_epoch} of {spec.training.epochs} epochs: it never trains"
     if spec.loss.name == "NLLLoss" and spec.model.name.startswith("torchvision:"):
         yield "NLLLoss takes log-probabilities, but torchvision's models give logits; CrossEntropyLoss is what fits them"

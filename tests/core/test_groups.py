@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
+from core.assignment import resolve
 from core.catalog import REFUSED_OPTIMIZERS, optimizer_names
 from core.errors import SpecError
 from core.events import GroupsData
-from core.groups import build_optimizer, learning_rates, load_optimizer_state, optimizer_state, resolve, set_train_mode
+from core.groups import build_optimizer, fused, learning_rates, load_optimizer_state, optimizer_state, report
 from core.spec import OptimizerSpec
 
 CPU = torch.device("cpu")
@@ -32,7 +33,9 @@ def net() -> nn.Sequential:
 
 
 def build(model: nn.Module, **keywords: Any) -> tuple[torch.optim.Optimizer, GroupsData]:
-    return build_optimizer(model, OptimizerSpec(**keywords), CPU)
+    spec = OptimizerSpec(**keywords)
+    optimizer, groups = build_optimizer(model, spec, CPU, head=["fc"])
+    return optimizer, report(groups, spec, CPU)
 
 
 def faults(model: nn.Module, **keywords: Any) -> dict[str, str]:
@@ -42,7 +45,7 @@ def faults(model: nn.Module, **keywords: Any) -> dict[str, str]:
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 4, first: int = 0) -> list[Tensor]:
-    set_train_mode(model)
+    model.train()
     for step in range(first, first + steps):
         images = torch.randn(6, 5, generator=torch.Generator().manual_seed(step))
         optimizer.zero_grad(set_to_none=True)
@@ -126,10 +129,8 @@ def test_every_parameter_is_in_exactly_one_group(patterns: list[str]) -> None:
         groups = resolve(model, OptimizerSpec(groups=[{"params": pattern} for pattern in patterns]))
     except SpecError:
         return
-    assert sorted(name for group in groups for name, _ in group.parameters) == sorted(
-        name for name, _ in model.named_parameters()
-    )
-    assert all(group.parameters for group in groups)
+    assert sorted(one.name for group in groups for one in group.members) == sorted(name for name, _ in model.named_parameters())
+    assert all(group.members for group in groups)
 
 
 def test_tied_parameters_are_one_and_either_name_addresses_it() -> None:
@@ -156,13 +157,13 @@ def test_frozen_parameters_keep_their_bits_and_norms_their_statistics_while_the_
 def test_a_norm_that_is_half_frozen_still_learns_its_statistics() -> None:
     model = net()
     build(model, groups=[{"params": "norm.bias", "freeze": True}])
-    set_train_mode(model)
+    model.train()
     assert model.norm.training
 
 
 def test_a_norm_without_parameters_is_not_taken_for_frozen() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3, affine=False), nn.Linear(2, 2))
-    set_train_mode(model)
+    model.train()
     assert model[0].training
 
 
@@ -259,8 +260,8 @@ def test_a_state_of_another_model_is_refused() -> None:
 def test_on_a_gpu_too_groups_run_together_give_the_same_bits(name: str) -> None:
     device = torch.device("cuda")
     coalesced, apart = net().to(device), net().to(device)
-    optimizer, report = build_optimizer(coalesced, OptimizerSpec(name=name), device)
-    options = {"fused": True} if report.fused else {}
+    optimizer, _ = build_optimizer(coalesced, OptimizerSpec(name=name), device)
+    options = {"fused": True} if fused(OptimizerSpec(name=name), device) else {}
     by_hand = getattr(torch.optim, name)([{"params": [parameter]} for parameter in apart.parameters()], **options)
     for model, stepper in ((coalesced, optimizer), (apart, by_hand)):
         for step in range(4):
