@@ -87,7 +87,7 @@ def _pattern(texts: Sequence[str]) -> str:
 
 
 def groups_view(groups: Json) -> RenderableType:
-    """One row per parameter group: what is in it, and the values it trains with; where they are many, one per group of the spec."""
+    """One row per parameter group: what is in it, and the values it trains with; where they are many, one per spec group."""
     rows = groups["groups"] if len(groups["groups"]) <= _SHOWN_ROWS else _together(groups["groups"])
     depths = _depths(groups["parameters"])
     names = [name for name in ("lr", "momentum", "betas", "weight_decay") if any(name in row["hyperparameters"] for row in rows)]

@@ -53,7 +53,8 @@ class _Walk:
 
     def through(self, module: nn.Module, prefix: str) -> Iterator[_Unit]:
         """What `module`, whose names begin with `prefix`, is made of."""
-        yield _Unit(self._named(prefix, [key for key, _ in module.named_parameters(recurse=False)]), 0, block=False)
+        if own := self._named(prefix, [key for key, _ in module.named_parameters(recurse=False)]):
+            yield _Unit(own, 0, block=False)
         for key, child in module.named_children():
             names = self._named(f"{prefix}{key}.", [name for name, _ in child.named_parameters()])
             if names and self._is_open(child):
