@@ -55,7 +55,7 @@ def adjusted(groups: Sequence[Group], name: str, changes: Mapping[str, Any]) -> 
 
     The values go unchecked. Raises KeyError where there is no such group, or no such hyper-parameter.
     """
-    chosen = [group for group in groups if group.name == name] or [group for group in groups if group.of == name]
+    chosen = [group for group in groups if name in {group.name, group.of}]
     if not chosen:
         raise KeyError(name)
     if unknown := changes.keys() - chosen[0].hyperparameters.keys():
