@@ -152,7 +152,8 @@ def _check_effect(whole: Sequence[Group], spec: OptimizerSpec, spared: set[str])
             what = "weight_decay is 0" if open_ else "every group says its own weight_decay"
             faults.append(Fault(f"{POINTER}/no_decay", f"{what}: it has no effect; set weight_decay beside it, or leave it out"))
         elif not any(member.name in spared for group in open_ for member in group.members):
-            faults.append(Fault(f"{POINTER}/no_decay", "every parameter that it means is in a group with its own weight_decay"))
+            what = "every parameter that it means is in a group with its own weight_decay" if spared else "it means no parameter"
+            faults.append(Fault(f"{POINTER}/no_decay", f"{what}: it has no effect"))
     if faults:
         raise SpecError(*faults)
 
