@@ -6,9 +6,9 @@ python benchmarks/optimizer.py       about two minutes on two idle cores; on a G
   ours      what `core.groups` makes of the same spec, a group for each parameter
   plain     `torch.optim.Adam(model.parameters(), fused=True)`: one fused group, which the others are measured by
 
-Each model's parameters and gradients are shared, each layout has its own state. The layouts take turns, a step each, in an order
-that rotates, so that a slow moment of the machine, and a warm cache, fall on all alike. The times are medians, and so are the
-shares: of what each turn's step took, of what the plain one took in that turn.
+Each model's parameters and gradients are shared, each layout has its own state. The layouts take turns, a step each, in every
+order, so that a slow moment of the machine, and the cache that another one left, fall on all alike. The times are medians, and so
+are the shares: of what each turn's step took, of what the plain one took in that turn.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from itertools import cycle, permutations
 from operator import truediv
 
 import torch
@@ -50,16 +51,15 @@ def layouts(model: nn.Module, device: torch.device) -> dict[str, Optimizer]:
 def in_turns(optimizers: dict[str, Optimizer], steps: int, wait: Callable[[], None]) -> dict[str, list[float]]:
     """The seconds of each step; the first few, which make the state and warm up, are not kept."""
     seconds: dict[str, list[float]] = {name: [] for name in optimizers}
-    order = list(optimizers)
+    orders = cycle(permutations(optimizers))
     for step in range(WARM_UP + steps):
-        for name in order:
+        for name in next(orders):
             wait()
             start = time.perf_counter()
             optimizers[name].step()
             wait()
             if step >= WARM_UP:
                 seconds[name].append(time.perf_counter() - start)
-        order = [*order[1:], order[0]]
     return seconds
 
 
