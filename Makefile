@@ -74,6 +74,7 @@ migrations: setup ## Check that the migrations make exactly the tables of store/
 .PHONY: bench
 bench: setup ## Measure the loop, the start of a job, how soon the service answers, and its throughput
 	@$(BIN)/python benchmarks/loop.py
+	@$(BIN)/python benchmarks/optimizer.py
 	@$(BIN)/python benchmarks/start.py
 	@$(BIN)/python benchmarks/latency.py
 	@$(BIN)/python benchmarks/service.py
