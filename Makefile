@@ -45,8 +45,8 @@ test-gpu: setup ## Run the tests that need a CUDA device
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
 .PHONY: chaos
-chaos: setup ## Kill at random what trains jobs, and see that nobody can tell (ARGS="--faults 30 --seed 7")
-	@$(BIN)/python tests/chaos/faults.py $(ARGS)
+chaos: setup ## Kill, freeze and restart at random whatever jobs need, and see that nobody can tell (ARGS="--faults 30 --seed 7")
+	@$(BIN)/python tests/chaos/command.py $(ARGS)
 
 .PHONY: lint
 lint: setup ## Check style and formatting
@@ -74,6 +74,7 @@ migrations: setup ## Check that the migrations make exactly the tables of store/
 .PHONY: bench
 bench: setup ## Measure the loop, the start of a job, how soon the service answers, and its throughput
 	@$(BIN)/python benchmarks/loop.py
+	@$(BIN)/python benchmarks/optimizer.py
 	@$(BIN)/python benchmarks/start.py
 	@$(BIN)/python benchmarks/latency.py
 	@$(BIN)/python benchmarks/service.py

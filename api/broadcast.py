@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from typing import TypeVar, TypeVarTuple, Unpack
@@ -20,6 +21,7 @@ import anyio.to_thread
 from core.events import EndData
 from store import events
 from store.database import Database
+from store.engines import AWAY, reason
 from store.events import StoredEvent
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,8 @@ PAGE = 250
 """Events in one read of the database."""
 CHUNK_BYTES = 256 << 10
 """Encoded events are handed on in chunks of about so much: a server holds a chunk in memory until its reader takes it."""
+AWAY_SECONDS = 1.0
+"""Until a database that is away is asked again."""
 READERS = 8
 """Threads that read logs; requests have their own."""
 
@@ -145,22 +149,24 @@ class Broadcaster:
         cursor = after
         with self._watching(job_id) as tail:
             while not self._stopping:
-                changed = tail.changed  # taken before the look, so that what comes meanwhile is not slept over
+                changed, again = tail.changed, math.inf  # taken before the look, so that what comes meanwhile is not slept over
                 if tail.covers(cursor):
                     found = tail.after(cursor)
                     ended = tail.ended
                     cursor = max(cursor, tail.last)
                     chunks = _chunks(f.encoded(encoder) for f in found if wanted is None or f.event.kind in wanted)
                     behind = False
-                else:
-                    chunks, seen, ended = await self._page(job_id, cursor, encoder, wanted)
+                elif (page := await self._page_if_any(job_id, cursor, encoder, wanted)) is not None:
+                    chunks, seen, ended = page
                     behind, cursor = seen > cursor, seen
+                else:
+                    chunks, ended, behind, again = [], False, False, loop.time() + AWAY_SECONDS
                 for chunk in chunks:
                     yield chunk
                     beat = loop.time() + self._heartbeat
                 if ended and cursor >= tail.last:
                     return
-                if not behind and not await _set_before(changed, beat):
+                if not behind and not await _set_before(changed, min(beat, again)) and loop.time() >= beat:
                     yield b""
                     beat = loop.time() + self._heartbeat
 
@@ -203,13 +209,25 @@ class Broadcaster:
                     last, ended = await self._in_thread(self._last_seq, job_id)
                     tail.begin(last, ended=ended)
                 found = await self._in_thread(self._events, job_id, tail.last, None)
+            except AWAY as error:
+                log.warning("job %d: its log cannot be read; trying again in %g s: %s", job_id, AWAY_SECONDS, reason(error))
+                due, found = loop.time() + AWAY_SECONDS, []
             except Exception:
                 log.exception("job %d: its log cannot be read; trying again", job_id)
-                due = loop.time() + 1
-                found = []
+                due, found = loop.time() + AWAY_SECONDS, []
             tail.add(found)
             if len(found) < PAGE:
                 await asyncio.sleep(max(0, due - loop.time()))
+
+    async def _page_if_any(
+        self, job_id: int, cursor: int, encoder: Encoder, kinds: Collection[str] | None
+    ) -> tuple[list[bytes], int, bool] | None:
+        """`_page`, or None while the database is away."""
+        try:
+            return await self._page(job_id, cursor, encoder, kinds)
+        except AWAY as error:
+            log.warning("job %d: its log cannot be read; trying again in %g s: %s", job_id, AWAY_SECONDS, reason(error))
+            return None
 
     async def _page(
         self, job_id: int, cursor: int, encoder: Encoder, kinds: Collection[str] | None

@@ -86,7 +86,9 @@ def _groups(_event: StoredEvent, data: dict[str, Any]) -> Iterator[str]:
     if len(data["groups"]) > 20:  # one per parameter, as a rule
         return
     for group in data["groups"]:
-        rate = "frozen" if group["frozen"] else f"lr {group['hyperparameters'].get('lr')}"
+        rate = f"lr {group['hyperparameters'].get('lr')}"
+        if group["frozen"]:
+            rate = "frozen" if group["until_epoch"] is None else f"frozen before epoch {group['until_epoch'] + 1}, then {rate}"
         yield _line(f"  {group['name']} : {_counted(group['tensors'], 'tensor')}, {rate}")
 
 

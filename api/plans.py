@@ -58,7 +58,7 @@ class Planned:
         plan = {key: value for key, value in self.plan.items() if key not in {"spec", "lr", "momentum"}}
         plan["transfer"] = {key: value for key, value in plan["transfer"].items() if key not in {"targets", "sources"}}
         groups = [{key: value for key, value in row.items() if key != "parameters"} for row in plan["groups"]["groups"]]
-        plan["groups"] = {**plan["groups"], "groups": groups}
+        plan["groups"] = {**plan["groups"], "groups": groups, "parameters": []}
         return {**plan, "pinned": self.pinned}
 
 

@@ -14,14 +14,13 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
 
 from api.answers import JsonResponse
 from core.errors import Fault, did_you_mean
+from store.engines import AWAY
 from store.errors import StoreError
 
 MEDIA_TYPE = "application/problem+json"
@@ -107,7 +106,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(StoreError, _store_error)
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(RequestValidationError, _invalid_parameters)
-    for unavailable in (OperationalError, InterfaceError, PoolTimeoutError):
+    for unavailable in AWAY:
         app.add_exception_handler(unavailable, _database_away)
     app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _unexpected)

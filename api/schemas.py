@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from core.events import KINDS, Event, Failure, Figure, GroupsData, JobState, TransferData
+from core.events import KINDS, Event, Failure, Figure, GroupRow, GroupsData, JobState, TransferData
 from core.spec import MOST_LABELS, JobSpec, Label, Name, Priority
 
 Time = Annotated[str, Field(description="ISO 8601, UTC.", examples=["2026-01-31T12:00:00.123Z"])]
@@ -128,6 +128,19 @@ if TYPE_CHECKING:
     AnyEvent = Event
 else:
     AnyEvent = Annotated[functools.reduce(operator.or_, TYPED_EVENTS.values()), Field(discriminator="kind")]
+
+
+class GroupNow(GroupRow):
+    """One parameter group as it trains now."""
+
+    frozen: bool = Field(description="Now.")
+    present: dict[str, Any] = Field(description="Its hyper-parameters now; the lr is that of the last committed step.")
+
+
+class GroupsNow(GroupsData):
+    """The parameter groups as they train now: each parameter in exactly one."""
+
+    groups: list[GroupNow]  # type: ignore[assignment]  # a list of what is more than the event has
 
 
 class EventPage(BaseModel):

@@ -269,13 +269,17 @@ class Client:
             time.sleep(RETRY_SECONDS)
 
     def _ended(self, job_id: int, cursor: str | None = None) -> bool:
-        """Whether the job has ended, and nothing lies past `cursor`. False while nobody answers."""
+        """Whether the job has ended, and nothing lies past `cursor`. False while nobody answers, or the database is away."""
         try:
             if self.job(job_id)["state"] not in FINAL_STATES:
                 return False
             path, query = f"/jobs/{job_id}/events", {"after": cursor, "limit": 1}
             return cursor is None or not self._json("GET", path, query=query)["data"]
         except UnreachableError:
+            return False
+        except RefusedError as error:
+            if error.status < 500:
+                raise
             return False
 
     def _json(

@@ -88,26 +88,78 @@ def _pattern(texts: Sequence[str]) -> str:
 
 
 def groups_view(groups: Json) -> RenderableType:
-    """One row per parameter group: what is in it, and the values it trains with."""
-    rows = groups["groups"]
+    """One row per parameter group: what is in it, and the values it trains with; where they are many, one per spec group."""
+    rows = groups["groups"] if len(groups["groups"]) <= _SHOWN_ROWS else _together(groups["groups"])
+    depths = _depths(groups["parameters"])
     names = [name for name in ("lr", "momentum", "betas", "weight_decay") if any(name in row["hyperparameters"] for row in rows)]
     table = plain_table(title=f"{groups['optimizer']}, parameter groups")
     table.add_column("group", no_wrap=True)
-    for name in ("tensors", "elements", *names):
+    for name in ("depth", "tensors", "elements", *names):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("parameters", overflow="ellipsis", no_wrap=True, max_width=_PARAMETERS_WIDTH)
     for row in rows[:_SHOWN_ROWS]:
-        held = row["hyperparameters"]
-        values = ["frozen" if row["frozen"] and name == "lr" else _value(held.get(name)) for name in names]
+        held = _held(row)
+        values = [_frozen(row) if row["frozen"] and name == "lr" else _value(held.get(name)) for name in names]
+        deep = _span([depths[name] for name in row["parameters"]])
         style = "dim" if row["frozen"] else None
         table.add_row(
-            escape(row["name"]), str(row["tensors"]), f"{row['elements']:,}", *values, _kinds(row["parameters"]), style=style
+            escape(row["name"]),
+            deep,
+            str(row["tensors"]),
+            f"{row['elements']:,}",
+            *values,
+            _kinds(row["parameters"]),
+            style=style,
         )
     if len(rows) > _SHOWN_ROWS:
         table.add_row(f"and {len(rows) - _SHOWN_ROWS} more", style="dim")
-    if groups["executed_groups"] < len(rows):
+    if groups["executed_groups"] < len(groups["groups"]):
         table.caption = f"run as {groups['executed_groups']}: equal ones are one, frozen ones none"
     return table
+
+
+def _together(rows: Sequence[Json]) -> list[Json]:
+    """The parts of each group of the spec as one row; a value that differs between them as `lowest … highest`."""
+    families: dict[str, list[Json]] = {}
+    for row in rows:
+        families.setdefault(row["of"], []).append(row)
+    return [family[0] if len(family) == 1 else _as_one(name, family) for name, family in families.items()]
+
+
+def _as_one(name: str, family: Sequence[Json]) -> Json:
+    values: Json = {}
+    for key in family[0]["hyperparameters"]:
+        found = [_held(row)[key] for row in family]
+        differ = any(value != found[0] for value in found)
+        values[key] = f"{_value(min(found))} … {_value(max(found))}" if differ else found[0]
+    return {
+        **family[0],
+        "name": f"{name}, {len(family)} parts",
+        "hyperparameters": values,
+        "present": values,
+        "tensors": sum(row["tensors"] for row in family),
+        "elements": sum(row["elements"] for row in family),
+        "parameters": [parameter for row in family for parameter in row["parameters"]],
+    }
+
+
+def _held(row: Json) -> Json:
+    """Its hyper-parameters: those of now, where the answer has them."""
+    held: Json = row.get("present") or row["hyperparameters"]
+    return held
+
+
+def _depths(parameters: Iterable[Json]) -> dict[str, int]:
+    return {row["names"][0]: row["depth"] for row in parameters}
+
+
+def _span(depths: Sequence[int]) -> str:
+    low, high = min(depths), max(depths)
+    return str(low) if low == high else f"{low}..{high}"
+
+
+def _frozen(row: Json) -> str:
+    return "frozen" if row["until_epoch"] is None else f"frozen before epoch {row['until_epoch'] + 1}"
 
 
 def plan_view(plan: Json) -> RenderableType:

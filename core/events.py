@@ -7,7 +7,7 @@ number of optimizer steps completed when the event happened.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -125,14 +125,33 @@ class GroupRow(BaseModel):
     """One parameter group as it trains."""
 
     name: str
+    of: str = Field(
+        description="The group of the spec that it is, or is a part of (`layer_decay` and `no_decay` make several of one)."
+    )
     hyperparameters: dict[str, Any] = Field(description="lr, weight_decay, momentum, betas: what the optimizer's group holds.")
     schedule: dict[str, Any] | None = Field(
         default=None, description="That of its lr, with everything filled in; null where lr is constant."
     )
-    frozen: bool
+    frozen: bool = Field(description="In the first epoch.")
+    until_epoch: int | None = Field(description="Where it is frozen for a time: the first epoch that trains it, from 0.")
     tensors: int
     elements: int
     parameters: list[str] = Field(description="Names; tied parameters once, under their first name.")
+
+
+class ParameterRow(BaseModel):
+    """One parameter, however many names it has."""
+
+    names: list[str] = Field(description="More than one where it is tied.")
+    group: str
+    shape: list[int]
+    elements: int
+    depth: int = Field(description="0 is the stem, each block one more; the head is the deepest.")
+    roles: list[str] = Field(description="`head` or `backbone`; `norm`, `bias`.")
+    type: str = Field(description="The class of the module that owns it.")
+    frozen: Literal["group", "model"] | None = Field(
+        description="By its group, in the first epoch, or by the model's own code, for good; null where it trains."
+    )
 
 
 class GroupsData(Data):
@@ -143,6 +162,30 @@ class GroupsData(Data):
     groups: list[GroupRow]
     executed_groups: int = Field(description="Groups that the optimizer runs, once equal ones are one.")
     fused: bool
+    parameters: list[ParameterRow] = Field(description="Each once, group by group.")
+
+
+def present(table: dict[str, Any], epoch: int, lr: Mapping[str, float]) -> dict[str, Any]:
+    """The data of a `groups` event as it stands in `epoch` (from 0), when the groups' last known lr is `lr`.
+
+    `frozen` is that of now, and each group has `present`: its hyper-parameters now.
+    """
+    thawed = {row["name"] for row in table["groups"] if row["until_epoch"] is not None and epoch >= row["until_epoch"]}
+    groups = [
+        {
+            **row,
+            "frozen": row["frozen"] and row["name"] not in thawed,
+            "present": {
+                key: lr.get(row["name"], value) if key == "lr" else value for key, value in row["hyperparameters"].items()
+            },
+        }
+        for row in table["groups"]
+    ]
+    parameters = [
+        {**row, "frozen": None if row["frozen"] == "group" and row["group"] in thawed else row["frozen"]}
+        for row in table["parameters"]
+    ]
+    return {**table, "groups": groups, "parameters": parameters}
 
 
 class IterationsData(Data):

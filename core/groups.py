@@ -1,4 +1,4 @@
-"""Parameter groups: which parameter is in which, and the optimizer that runs them.
+"""Parameter groups as they run: the optimizer over them, its state by name, and the table for people.
 
 A person may address any parameter, down to one group for each; groups with equal hyper-parameters are run as one, because an
 optimizer's step costs host time per group. That changes no arithmetic: the result is the same bit for bit.
@@ -6,85 +6,42 @@ optimizer's step costs host time per group. That changes no arithmetic: the resu
 
 from __future__ import annotations
 
-import fnmatch
 import inspect
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
+from core.assignment import Group, resolve
 from core.catalog import optimizer_class
-from core.curves import Curve
-from core.errors import Fault, SpecError, did_you_mean, pointer_of
-from core.events import GroupRow, GroupsData
-from core.hyperparameters import as_torch, check_optimizer, defaults
-from core.spec import GroupSpec, OptimizerSpec
-
-POINTER = "/optimizer"
-
-
-@dataclass(frozen=True)
-class Group:
-    """A parameter group as the spec has it: its parameters by name, and all its hyper-parameters."""
-
-    name: str
-    hyperparameters: dict[str, Any]
-    frozen: bool
-    parameters: list[tuple[str, nn.Parameter]]
-    curve: Curve | None = None
-    """Of its lr, where that is scheduled."""
-
-    @property
-    def schedule(self) -> dict[str, Any] | None:
-        """Its schedule as JSON, with everything filled in."""
-        return self.curve.schedule.model_dump(exclude_none=True) if self.curve else None
+from core.events import GroupRow, GroupsData, ParameterRow
+from core.freezing import freeze
+from core.hyperparameters import as_torch
+from core.spec import OptimizerSpec
 
 
 def build_optimizer(
-    model: nn.Module, spec: OptimizerSpec, device: torch.device, schedule: Callable[[list[Group]], list[Group]] = list
-) -> tuple[Optimizer, GroupsData]:
-    """The optimizer of `spec` over the model's parameters, and the table of its groups.
+    model: nn.Module,
+    spec: OptimizerSpec,
+    device: torch.device,
+    head: Collection[str] = (),
+    schedule: Callable[[list[Group]], list[Group]] = list,
+) -> tuple[Optimizer, list[Group]]:
+    """The optimizer of `spec` over the model's parameters, and its groups. `head`: the names of the modules that are the head.
 
-    `schedule` gives the groups their curves (`core.schedules.assign`). Also freezes: the parameters of frozen groups have
-    `requires_grad` False from here on. Raises SpecError below /optimizer.
+    `schedule` gives the groups their curves (`core.schedules.assign`). Also freezes what is frozen in the first epoch. Raises
+    SpecError below /optimizer.
     """
-    groups = schedule(resolve(model, spec))
-    freeze(groups)
+    groups = schedule(resolve(model, spec, head))
+    freeze(model, groups, epoch=0)
     target = optimizer_class(spec.name)
     keywords = {**as_torch(spec.keywords), **implementation(spec, device)}
     optimizer = target(coalesced(groups), **keywords)
-    return optimizer, report(groups, spec, device)
-
-
-def resolve(model: nn.Module, spec: OptimizerSpec) -> list[Group]:
-    """Each parameter's group, in the spec's order, `default` last. Changes nothing. Raises SpecError with every fault."""
-    faults = check_optimizer(spec)
-    members, rest = _assign(model, spec.groups, spec.group_names, faults)
-    if faults:
-        raise SpecError(*faults)
-    base = defaults(spec)
-    groups = [
-        Group(name, {**base, **as_torch(one.keywords)}, one.freeze, parameters)
-        for name, one, parameters in zip(spec.group_names, spec.groups, members, strict=True)
-    ]
-    if rest:
-        groups.append(Group("default", base, False, rest))
-    _check_parameters(groups, spec)
-    return groups
-
-
-def freeze(groups: Iterable[Group]) -> None:
-    """Set `requires_grad` False in frozen groups. They stay in the optimizer: without a gradient no step moves them."""
-    for group in groups:
-        if group.frozen:
-            for _, parameter in group.parameters:
-                parameter.requires_grad_(False)
+    return optimizer, groups
 
 
 def coalesced(groups: Iterable[Group]) -> list[dict[str, Any]]:
@@ -96,28 +53,79 @@ def coalesced(groups: Iterable[Group]) -> list[dict[str, Any]]:
     for group in groups:
         key = json.dumps([group.hyperparameters, group.schedule], sort_keys=True)
         one = merged.setdefault(key, {**group.hyperparameters, "params": [], "names": [], "curve": group.curve})
-        one["params"] += group.parameters
+        one["params"] += [(member.name, member.tensor) for member in group.members]
         one["names"].append(group.name)
     return list(merged.values())
 
 
-def report(groups: list[Group], spec: OptimizerSpec, device: torch.device) -> GroupsData:
-    """The table of groups, for people."""
+def adjusted(groups: Sequence[Group], name: str, changes: Mapping[str, Any]) -> list[Group]:
+    """The groups with other hyper-parameters in the one called `name`, or in all parts of the spec's group of that name.
+
+    The values go unchecked. Raises KeyError where there is no such group, or no such hyper-parameter.
+    """
+    chosen = [group for group in groups if name in {group.name, group.of}]
+    if not chosen:
+        raise KeyError(name)
+    if unknown := changes.keys() - chosen[0].hyperparameters.keys():
+        raise KeyError(*unknown)
+    new = as_torch(changes)
+    return [
+        replace(group, hyperparameters={**group.hyperparameters, **new}) if any(group is one for one in chosen) else group
+        for group in groups
+    ]
+
+
+def regroup(optimizer: Optimizer, groups: Iterable[Group]) -> None:
+    """Let a running optimizer go on with these groups of the same parameters. Each parameter keeps its state.
+
+    State that the new values ask for and the old ones did not (RMSprop's momentum, Adam's amsgrad) begins at zero, as in a
+    parameter's first step.
+    """
+    optimizer.param_groups.clear()
+    for group in coalesced(groups):
+        optimizer.add_param_group(group)
+        begun = _first_state(optimizer, group)
+        for tensor in group["params"]:
+            state = optimizer.state.get(tensor, {})
+            for key in begun if state else ():  # what has taken no step yet begins by itself
+                state.setdefault(key, torch.zeros_like(tensor, memory_format=torch.preserve_format))
+
+
+def report(groups: Sequence[Group], spec: OptimizerSpec, device: torch.device) -> GroupsData:
+    """The table of groups, and of each parameter, for people."""
     rows = [
         GroupRow(
             name=group.name,
+            of=group.of,
             hyperparameters={
                 key: list(value) if isinstance(value, tuple) else value for key, value in group.hyperparameters.items()
             },
             schedule=group.schedule,
-            frozen=group.frozen,
-            tensors=len(group.parameters),
-            elements=sum(parameter.numel() for _, parameter in group.parameters),
-            parameters=[name for name, _ in group.parameters],
+            frozen=group.frozen_in(0),
+            until_epoch=group.until_epoch,
+            tensors=len(group.members),
+            elements=sum(member.tensor.numel() for member in group.members),
+            parameters=[member.name for member in group.members],
         )
         for group in groups
     ]
-    return GroupsData(optimizer=spec.name, groups=rows, executed_groups=len(coalesced(groups)), fused=fused(spec, device))
+    parameters = [
+        ParameterRow(
+            names=list(member.names),
+            group=group.name,
+            shape=list(member.tensor.shape),
+            elements=member.tensor.numel(),
+            depth=member.depth,
+            roles=list(member.roles),
+            type=member.type,
+            frozen="model" if not member.trainable else "group" if group.frozen_in(0) else None,
+        )
+        for group in groups
+        for member in group.members
+    ]
+    return GroupsData(
+        optimizer=spec.name, groups=rows, executed_groups=len(coalesced(groups)), fused=fused(spec, device), parameters=parameters
+    )
 
 
 def implementation(spec: OptimizerSpec, device: torch.device) -> dict[str, bool]:
@@ -131,19 +139,6 @@ def implementation(spec: OptimizerSpec, device: torch.device) -> dict[str, bool]
 def fused(spec: OptimizerSpec, device: torch.device) -> bool:
     """Whether the optimizer runs fused on that device."""
     return bool({**spec.keywords, **implementation(spec, device)}.get("fused"))
-
-
-def set_train_mode(model: nn.Module) -> None:
-    """`model.train()`, except for norms all of whose own parameters are frozen: their running statistics stay as they are.
-
-    `requires_grad` alone does not stop them (pytorch #86590), and an eval() set once is undone by the next train().
-    """
-    model.train()
-    for module in model.modules():
-        if isinstance(module, _NormBase):
-            own = list(module.parameters(recurse=False))
-            if own and not any(parameter.requires_grad for parameter in own):
-                module.eval()
 
 
 def learning_rates(optimizer: Optimizer) -> dict[str, float]:
@@ -174,65 +169,13 @@ def _named(optimizer: Optimizer) -> Iterable[tuple[str, torch.Tensor]]:
         yield from zip(group["param_names"], group["params"], strict=True)
 
 
-def _assign(
-    model: nn.Module, specs: list[GroupSpec], names: list[str], faults: list[Fault]
-) -> tuple[list[list[tuple[str, nn.Parameter]]], list[tuple[str, nn.Parameter]]]:
-    """The parameters of each group, and those of none; adds the rules that match nothing, or nothing that is left."""
-    parameters = dict(model.named_parameters())
-    first_name = {id(parameter): name for name, parameter in parameters.items()}
-    # A tied parameter has several names; any of them addresses it, it is listed once, under its first.
-    aliases = {name: first_name[id(one)] for name, one in model.named_parameters(remove_duplicate=False)}
-    owner: dict[str, int] = {}
-    for index, group in enumerate(specs):
-        for position, pattern in enumerate(group.patterns):
-            pointer = pointer_of("optimizer", "groups", index, "params", *([] if isinstance(group.params, str) else [position]))
-            try:
-                hits = dict.fromkeys(aliases[name] for name in _matching(pattern, aliases))
-            except re.error as error:
-                faults.append(Fault(pointer, f"'{pattern}' is no regular expression: {error}"))
-                continue
-            if not hits:
-                faults.append(Fault(pointer, f"'{pattern}' matches no parameter.{_near(pattern, parameters)}"))
-            elif all(owner.get(name, index) != index for name in hits):
-                earlier = ", ".join(dict.fromkeys(f"'{names[owner[name]]}'" for name in hits))
-                faults.append(Fault(pointer, f"all that '{pattern}' matches is in {earlier} before: this rule has no effect"))
-            for name in hits:
-                owner.setdefault(name, index)
-    members: list[list[tuple[str, nn.Parameter]]] = [[] for _ in specs]
-    rest: list[tuple[str, nn.Parameter]] = []
-    for name, parameter in parameters.items():
-        (members[owner[name]] if name in owner else rest).append((name, parameter))
-    return members, rest
-
-
-def _matching(pattern: str, names: Mapping[str, str]) -> list[str]:
-    if pattern.startswith("re:"):
-        match: Callable[[str], object] = re.compile(pattern[3:]).fullmatch
-    elif any(sign in pattern for sign in "*?["):
-        match = re.compile(fnmatch.translate(pattern)).match
-    else:
-        return [pattern] if pattern in names else []
-    return [name for name in names if match(name)]
-
-
-def _near(pattern: str, names: Iterable[str]) -> str:
-    """What may have been meant: a name for a name, a module's glob for a pattern."""
-    if not any(sign in pattern for sign in "*?[:"):
-        return did_you_mean(pattern, names)
-    parts = [name.split(".") for name in names]
-    depth = max((len(each) for each in parts), default=0)
-    globs = dict.fromkeys(".".join(each[:level]) + ".*" for level in range(1, depth) for each in parts if len(each) > level)
-    return did_you_mean(pattern, globs)
-
-
-def _check_parameters(groups: list[Group], spec: OptimizerSpec) -> None:
-    every = [(group, name, parameter) for group in groups for name, parameter in group.parameters]
-    if not any(parameter.requires_grad and not group.frozen for group, _, parameter in every):
-        what = "every parameter is frozen: nothing would train" if every else "the model has no parameters"
-        raise SpecError.at(f"{POINTER}/groups", what)
-    if spec.name == "Muon":
-        odd = next(((name, one.ndim) for _, name, one in every if one.ndim != 2), None)
-        if odd:
-            raise SpecError.at(
-                f"{POINTER}/name", f"Muon takes matrices alone, but '{odd[0]}' has {odd[1]} dimensions; use AdamW or SGD"
-            )
+def _first_state(optimizer: Optimizer, group: Mapping[str, Any]) -> list[str]:
+    """What of a parameter's own shape this optimizer keeps for it, with the values of that group."""
+    target = type(optimizer)
+    parameter = nn.Parameter(torch.zeros(2, 3))
+    trial = target([parameter], **{key: value for key, value in group.items() if key in inspect.signature(target).parameters
+                                   and key != "params"})  # fmt: skip
+    parameter.grad = torch.zeros_like(parameter)
+    trial.step()
+    kept = trial.state[parameter].items()
+    return [key for key, value in kept if isinstance(value, torch.Tensor) and value.shape == parameter.shape]

@@ -20,7 +20,8 @@ from torch.optim import Optimizer
 from core import checkpoints, randomness
 from core.errors import NonFiniteLossError
 from core.events import CheckpointData, Data, EpochData, Figure, Iteration, LogData, RewoundData, best, figure
-from core.groups import learning_rates, set_train_mode
+from core.freezing import freeze
+from core.groups import learning_rates
 from core.outputs import LossFunction, logits_of, loss_of
 from core.places import Places
 from core.plan import Prepared, prepare
@@ -56,7 +57,7 @@ def train_fn(
     With `losses` of its first batches the epoch goes on after them. Where `pause` is true of the number of completed steps, a
     Tally is yielded: every loss up to there has been, all were finite, and model, optimizer and generators stand right there.
     """
-    set_train_mode(model)
+    model.train()
     losses = losses or Losses(epoch)
     readback: Readback[_Step] = Readback(_device_of(model))
     for images, targets in loader.batches(epoch, losses.tally.batches):
@@ -199,6 +200,7 @@ def _epoch(keeper: _Keeper, progress: Progress) -> Generator[Iteration | tuple[i
     begin = progress.step - progress.tally.batches
     end = begin + len(job.train)
     losses = Losses(epoch, progress.tally)
+    freeze(job.model, job.grouped, epoch)
     hear(job.optimizer, progress.history)
     start = time.perf_counter() - progress.seconds
     for event in train_fn(

@@ -16,13 +16,16 @@ from torch.optim import Optimizer
 
 from core import groups as grouping
 from core import schedules, weights
+from core.assignment import Group
+from core.assignment import resolve as resolve_groups
 from core.batches import Loader, Preprocessing, estimate, make_loader, steps_per_epoch
 from core.catalog import build_loss, check_loss
 from core.datasets import Dataset, open_dataset
 from core.errors import DataError, Fault, SpecError, TransferError
 from core.events import GroupsData, TransferData
+from core.freezing import freeze
 from core.hyperparameters import check_optimizer
-from core.models import build_model, find_head, get_model
+from core.models import Head, build_model, find_head, get_model
 from core.places import Places
 from core.resolve import resolve
 from core.shapes import shapes_of
@@ -45,7 +48,9 @@ class Prepared:
     model: nn.Module
     transfer: TransferData
     optimizer: Optimizer
+    grouped: list[Group]
     groups: GroupsData
+    """The table of `grouped`."""
     loss: nn.Module
     train: Loader
     validation: Loader
@@ -109,7 +114,7 @@ def prepare(spec: JobSpec, places: Places, device: torch.device) -> Prepared:
     model.to(device)
     per_epoch = steps_per_epoch(len(dataset.train), spec.loader)
     scheduled = partial(schedules.assign, spec=spec, per_epoch=per_epoch)
-    optimizer, groups = grouping.build_optimizer(model, spec.optimizer, device, scheduled)
+    optimizer, grouped = grouping.build_optimizer(model, spec.optimizer, device, transfer.head, scheduled)
 
     def loader(train: bool) -> Loader:
         return make_loader(
@@ -124,7 +129,8 @@ def prepare(spec: JobSpec, places: Places, device: torch.device) -> Prepared:
         model=model,
         transfer=transfer,
         optimizer=optimizer,
-        groups=groups,
+        grouped=grouped,
+        groups=grouping.report(grouped, spec.optimizer, device),
         loss=build_loss(spec.loss).to(device),
         train=loader(True),
         validation=loader(False),
@@ -148,9 +154,10 @@ def plan(spec: JobSpec, places: Places) -> Plan:
         faults.collect(lambda: _check_source(spec, places))
         faults.add(faults.collect(lambda: check_optimizer(spec.optimizer)) or [])
         raise SpecError(*faults.found)
-    transfer = faults.collect(lambda: _plan_transfer(model, spec, resolved, places, dataset))
-    groups = faults.collect(lambda: grouping.resolve(model, spec.optimizer))
-    grouping.freeze(groups or [])
+    head = faults.collect(lambda: find_head(model, resolved.model, classes, places)) or Head(frozenset(), ())
+    transfer = faults.collect(lambda: _plan_transfer(model, spec, head, places, dataset))
+    groups = faults.collect(lambda: resolve_groups(model, spec.optimizer, head.modules))
+    freeze(model, groups or [], spec.training.epochs - 1)  # the most that will train at once: it takes the most memory
     samples = len(dataset.train) if dataset else 2
     activations = faults.collect(
         lambda: check_forward(
@@ -251,8 +258,7 @@ def _check_source(spec: JobSpec, places: Places) -> None:
         weights.read(spec.pretrained.source, places, shapes_only=True)
 
 
-def _plan_transfer(model: nn.Module, spec: JobSpec, resolved: JobSpec, places: Places, dataset: Dataset | None) -> TransferData:
-    head = find_head(model, resolved.model, len(dataset.classes) if dataset else _STAND_IN, places)
+def _plan_transfer(model: nn.Module, spec: JobSpec, head: Head, places: Places, dataset: Dataset | None) -> TransferData:
     if spec.pretrained is None:
         return weights.from_scratch(model, head)
     source = weights.read(spec.pretrained.source, places, shapes_only=True)
@@ -271,7 +277,7 @@ def _steps(spec: JobSpec, samples: int) -> Steps:
     return Steps(per_epoch=per_epoch, total=per_epoch * spec.training.epochs)
 
 
-def _curves(groups: list[grouping.Group], total: int) -> dict[str, dict[str, list[tuple[int, float]]]]:
+def _curves(groups: list[Group], total: int) -> dict[str, dict[str, list[tuple[int, float]]]]:
     """The lr of each group, and the momentum of those where it is scheduled, over the job."""
     ends = sorted({0, total - 1})
     lr, momentum = {}, {}
@@ -296,7 +302,7 @@ def _facts(dataset: Dataset) -> DatasetFacts:
     )
 
 
-def _warnings(spec: JobSpec, transfer: TransferData, groups: list[grouping.Group]) -> Iterator[str]:
+def _warnings(spec: JobSpec, transfer: TransferData, groups: list[Group]) -> Iterator[str]:
     """What works, but may not be what was meant."""
     if spec.pretrained is None:
         yield "no pretrained weights are named: the model trains from scratch"
@@ -307,12 +313,14 @@ def _warnings(spec: JobSpec, transfer: TransferData, groups: list[grouping.Group
     if misfits:
         yield f"outside the head {len(misfits)} of the model's entries do not fit and start anew: {weights.listed(misfits)}"
     loaded = {one.key for one in transfer.targets if one.status == "loaded"}
-    frozen = [name for group in groups if group.frozen for name, _ in group.parameters]
+    frozen = [one.name for group in groups if group.freeze and group.until_epoch is None for one in group.members]
     if stuck := [name for name in frozen if name not in loaded]:
         yield f"frozen at random values, as nothing is loaded into them: {weights.listed(stuck)}"
-    for group, name in zip(spec.optimizer.groups, spec.optimizer.group_names, strict=True):
+    for name, group in zip(spec.optimizer.group_names, spec.optimizer.groups, strict=True):
         given = [*group.keywords, *(["schedule"] if group.schedule else [])]
-        if group.freeze and given:
+        if group.until_epoch is None and group.freeze and given:
             yield f"group '{name}' is frozen: its {', '.join(given)} has no effect"
+        if group.until_epoch is not None and group.until_epoch >= spec.training.epochs:
+            yield f"group '{name}' is frozen for {group.until_epoch} of {spec.training.epochs} epochs: it never trains"
     if spec.loss.name == "NLLLoss" and spec.model.name.startswith("torchvision:"):
         yield "NLLLoss takes log-probabilities, but torchvision's models give logits; CrossEntropyLoss is what fits them"

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from core.assignment import Group
 from core.catalog import (
     LENGTHS,
     REFUSED_SCHEDULE_KEYWORDS,
@@ -25,7 +26,6 @@ from core.catalog import (
 from core.curves import PLATEAU, Curve
 from core.errors import Fault, SpecError, pointer_of
 from core.events import Figure, number
-from core.groups import Group
 from core.hyperparameters import as_torch
 from core.spec import JobSpec, OptimizerSpec, ScheduleSpec
 
@@ -70,12 +70,13 @@ def assign(groups: Sequence[Group], spec: JobSpec, per_epoch: int) -> list[Group
     job = _Job(per_epoch, spec.training.epochs)
     sound: set[str] = set()
     assigned = []
-    for position, group in enumerate(groups):
-        pointer, written = own.get(group.name, ("", None))
+    called = list(dict.fromkeys(group.of for group in groups))
+    for group in groups:
+        pointer, written = own.get(group.of, ("", None))
         if written is None:
             pointer, written = "/schedule", spec.schedule
         try:
-            curve = None if written is None else _curve(written, group, job, (position, len(groups)), pointer)
+            curve = None if written is None else _curve(written, group, job, (called.index(group.of), len(called)), pointer)
             if curve is not None and (key := curve.schedule.model_dump_json(exclude={"max_lr"})) not in sound:
                 _try(curve, spec.optimizer, job.total, pointer)
                 sound.add(key)
@@ -116,7 +117,7 @@ def notes(groups: Iterable[Group], total: int) -> Iterator[str]:
     """What works over a job of `total` steps, but may not be what was meant; each said once."""
     said: dict[str, None] = {}
     for group in groups:
-        if group.curve is not None and not group.frozen:
+        if group.curve is not None and not (group.freeze and group.until_epoch is None):
             said.update(dict.fromkeys(_notes(group.name, group.curve, total)))
     yield from said
 

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
-from core.groups import set_train_mode
-
 _FILLS = {Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_}
 
 
@@ -45,7 +43,7 @@ def run_shapes(model: nn.Module, size: int, batch: int) -> tuple[Any, int]:
             alive.append(tensor.detach())
         return tensor
 
-    set_train_mode(model)
+    model.train()
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     images = torch.zeros(batch, 3, size, size, device=device)
     with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(pack, _unchanged), _Cheap():

@@ -7,11 +7,13 @@ held, `core.catalog` checks them against the signature. Every default stands in 
 from __future__ import annotations
 
 import math
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -193,24 +195,109 @@ class ScheduleSpec(BaseModel):
         return dict(self.model_extra or {})
 
 
-class GroupSpec(BaseModel):
+def _depth(value: object, check: ValidatorFunctionWrapHandler) -> object:
+    """One message, where a union gives one for each of its types."""
+    try:
+        return check(value)
+    except ValidationError:
+        raise ValueError(
+            'send a depth such as 3, or a range such as "2..4", "..3" or "-2.."; 0 is the stem, -1 the head'
+        ) from None
+
+
+def _freeze(value: object, check: ValidatorFunctionWrapHandler) -> object:
+    try:
+        return check(value)
+    except ValidationError:
+        raise ValueError('send true, false or {"until_epoch": 2}, with a whole number above 0') from None
+
+
+Role = Literal["head", "backbone", "norm", "bias"]
+Several = Annotated[list[Name], Field(min_length=1, max_length=10_000)]
+Depth = Annotated[
+    Annotated[int, Field(strict=True, ge=-10_000, le=10_000)] | Annotated[str, Field(pattern=r"^(-?\d{1,5})?\.\.(-?\d{1,5})?$")],
+    WrapValidator(_depth),
+]
+
+
+class _Selects(BaseModel):
+    """Which parameters. What stands under several keys must hold together; of several values under one key, any."""
+
+    params: Name | Several | None = Field(
+        default=None,
+        description="Globs over parameter names (`*` crosses dots), or `re:…` (full match).",
+        examples=["fc.*", ["conv1.*", "bn1.*"], "re:layer[34]\\..*"],
+    )
+    role: Role | Annotated[list[Role], Field(min_length=1)] | None = Field(
+        default=None,
+        description=(
+            "`head` (what depends on the number of classes) or `backbone` (the rest); `norm` (weights and biases of norms); "
+            "`bias` (those of norms too)."
+        ),
+    )
+    depth: Depth | None = Field(
+        default=None,
+        description="A depth, or a range with both ends in it: the stem is 0, each block one more, -1 is the head.",
+        examples=["0..4", "-2..", 0],
+    )
+    type: Name | Several | None = Field(
+        default=None,
+        description="The class of a module, `BatchNorm2d` or `torch.nn.Linear`: its parameters, and those of what is in it.",
+    )
+
+    @property
+    def selectors(self) -> dict[str, list[str]]:
+        """What is given of `params`, `role`, `depth` and `type`, as lists."""
+        given = {key: getattr(self, key) for key in SELECTORS if getattr(self, key) is not None}
+        return {key: [str(one) for one in value] if isinstance(value, list) else [str(value)] for key, value in given.items()}
+
+
+SELECTORS = tuple(_Selects.model_fields)
+
+
+class Selector(_Selects, Part):
+    """Some of the parameters."""
+
+    @model_validator(mode="after")
+    def _selects(self) -> Selector:
+        if not self.selectors:
+            raise ValueError(_SELECTS_NOTHING)
+        return self
+
+
+_SELECTS_NOTHING = f"which parameters? Give one or more of {', '.join(SELECTORS)}"
+
+
+class UntilEpoch(Part):
+    """Frozen for the first so many epochs."""
+
+    until_epoch: Annotated[int, Field(strict=True, ge=1, le=100_000)]
+
+
+class GroupSpec(_Selects):
     """One parameter group: which parameters, and their own hyper-parameters (any that the optimizer's groups take)."""
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
     __pydantic_extra__: dict[str, Keyword] = Field(init=False)
 
     name: Name | None = Field(default=None, description="How the API calls this group; `group-N` by default.")
-    params: Name | Annotated[list[Name], Field(min_length=1, max_length=10_000)] = Field(
+    freeze: Annotated[Annotated[bool, Field(strict=True)] | UntilEpoch, WrapValidator(_freeze)] = Field(
+        default=False,
         description=(
-            "Globs over parameter names (`*` crosses dots), or `re:…` (full match). "
-            "The first group that matches a parameter has it."
+            "Do not train these, at all or for the first epochs; norms among them stay in eval mode, and keep their statistics."
         ),
-        examples=["fc.*", ["conv1.*", "bn1.*"], "re:layer[34]\\..*"],
+        examples=[True, {"until_epoch": 2}],
     )
-    freeze: bool = Field(default=False, description="Do not train these; norms among them stay in eval mode.")
     schedule: ScheduleSpec | None = Field(
         default=None, description="Its own schedule; by default the job's. `{}` keeps its lr constant where the job has one."
     )
+
+    @model_validator(mode="after")
+    def _selects(self) -> GroupSpec:
+        if not self.selectors:
+            near = [f"'{known}' for '{key}'" for key in self.keywords for known in get_close_matches(key, SELECTORS, 1)]
+            raise ValueError(_SELECTS_NOTHING + (f". Did you mean {', '.join(near)}?" if near else ""))
+        return self
 
     @property
     def keywords(self) -> dict[str, Any]:
@@ -218,15 +305,45 @@ class GroupSpec(BaseModel):
         return dict(self.model_extra or {})
 
     @property
-    def patterns(self) -> list[str]:
-        """`params` as a list."""
-        return [self.params] if isinstance(self.params, str) else list(self.params)
+    def until_epoch(self) -> int | None:
+        """The first epoch that trains it, counted from 0; None where `freeze` names none."""
+        return self.freeze.until_epoch if isinstance(self.freeze, UntilEpoch) else None
+
+
+def _glob(value: object) -> object:
+    return {"params": value} if isinstance(value, str) else value
+
+
+def _bool_or_list(value: object) -> object:
+    if not isinstance(value, bool | list):
+        raise ValueError(  # noqa: TRY004 - pydantic takes no TypeError
+            'send true, or a list of globs and selectors such as ["*.bias", {"role": "norm"}]'
+        )
+    return value
 
 
 class OptimizerSpec(Named):
     """An optimizer of torch.optim by class name, its keywords, and its parameter groups."""
 
     name: Name = Field(default="Adam", description="An optimizer class of `torch.optim`.")
+    layer_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description=(
+            "The lr of a parameter is lr · layer_decay^(depth of the head - its depth), where its group does not say an lr."
+        ),
+        examples=[0.75],
+    )
+    no_decay: Annotated[
+        bool | Annotated[list[Annotated[Selector, BeforeValidator(_glob)]], Field(min_length=1, max_length=1000)],
+        BeforeValidator(_bool_or_list),
+    ] = Field(
+        default=False,
+        description=(
+            "weight_decay 0, where a group does not say one: `true` for norms, biases, other vectors, and embeddings of "
+            "positions and tokens; or a list of globs and selectors."
+        ),
+        examples=[True, ["*.bias", {"type": "Embedding"}]],
+    )
     groups: list[GroupSpec] = Field(
         default=[],
         max_length=10_000,
@@ -343,13 +460,13 @@ def faults_of(error: ValidationError, model: type[BaseModel] = JobSpec) -> list[
     faults: dict[str, Fault] = {}
     mistyped: dict[str, Fault] = {}
     for item in error.errors(include_input=False, include_url=False, include_context=False):
-        pointer, fields = _locate(model, item["loc"])
+        pointer, fields = _locate(model, item["loc"], unknown=item["type"] == "extra_forbidden")
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = f"unknown key.{did_you_mean(str(item['loc'][-1]), fields)}"
         elif item["type"] == "missing":
             message = "this key is required"
-        into = mistyped if item["type"].endswith("_type") else faults
+        into = mistyped if item["type"].endswith("_type") or item["type"] == "literal_error" else faults
         into.setdefault(pointer, Fault(pointer, message))
     for pointer, fault in mistyped.items():
         if not any(other.startswith(f"{pointer}/") for other in (*faults, *mistyped)):
@@ -357,22 +474,30 @@ def faults_of(error: ValidationError, model: type[BaseModel] = JobSpec) -> list[
     return list(faults.values())
 
 
-def _locate(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, list[str]]:
-    """The JSON pointer of a pydantic location (which also names union branches), and the fields beside its last key."""
+def _locate(model: type[BaseModel], loc: tuple[int | str, ...], *, unknown: bool) -> tuple[str, list[str]]:
+    """The JSON pointer of a pydantic location (which also names union branches), and the fields beside its last key.
+
+    `unknown`: its last key is none of the model's.
+    """
     parts: list[int | str] = []
     here: Any = model
     fields: list[str] = []
-    for part in loc:
+    for position, part in enumerate(loc, 1):
         if isinstance(part, int):
             parts.append(part)
         elif here is dict:
             here, fields = None, []
             parts.append(part)
-        elif here is not None:
+        elif here is not None and _is_key(here, part, unknown=unknown and position == len(loc)):
             fields = list(here.model_fields)
             here = _inner(here.model_fields[part].annotation) if part in here.model_fields else None
             parts.append(part)
     return pointer_of(*parts), fields
+
+
+def _is_key(model: type[BaseModel], part: str, *, unknown: bool) -> bool:
+    """Whether this part of a location is a key, not the name of the union branch that `model` is in."""
+    return part in model.model_fields or unknown or model.model_config.get("extra") == "allow"
 
 
 def _inner(annotation: Any) -> Any:

@@ -101,8 +101,8 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 def _state_share(spec: OptimizerSpec) -> float:
     """What the optimizer keeps per byte of a parameter, found by one step on a small one."""
     parameter = nn.Parameter(torch.zeros(64, 64))
-    without_groups = spec.model_copy(update={"groups": []})
-    optimizer, _ = grouping.build_optimizer(nn.ParameterList([parameter]), without_groups, torch.device("cpu"))
+    alone = OptimizerSpec(name=spec.name, **spec.keywords)
+    optimizer, _ = grouping.build_optimizer(nn.ParameterList([parameter]), alone, torch.device("cpu"))
     parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     state = [value for value in optimizer.state[parameter].values() if isinstance(value, Tensor) and value.ndim]

@@ -52,9 +52,10 @@ groups = [
     {"name": "stem", "params": "features.0.*", "freeze": True},
     {"name": "head", "params": "classifier.*", "lr": 3e-3},
 ]
-optimizer, table = build_optimizer(model, OptimizerSpec(name="Adam", lr=1e-3, groups=groups), device)
-for group in table.groups:
-    print(f"{group.name:8} {group.elements:>9,} parameters, {'frozen' if group.frozen else group.hyperparameters['lr']}")
+optimizer, grouped = build_optimizer(model, OptimizerSpec(name="Adam", lr=1e-3, groups=groups), device)
+for group in grouped:
+    elements = sum(member.tensor.numel() for member in group.members)
+    print(f"{group.name:8} {elements:>9,} parameters, {'frozen' if group.freeze else group.hyperparameters['lr']}")
 
 
 # %% 5. train_fn: one epoch, each iteration as it happens

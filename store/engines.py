@@ -8,14 +8,35 @@ from typing import Any
 
 import orjson
 from sqlalchemy import URL, Connection, Engine, Pool, create_engine, event, make_url
-from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
+from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor, ExceptionContext
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 SQLITE_NEEDS = (3, 35, 0)
 """The first SQLite that has UPDATE … RETURNING."""
 BUSY_SECONDS = 30
 """How long SQLite waits for another writer."""
+IDLE_SECONDS = 20
+"""How long PostgreSQL waits for a transaction whose client says nothing. A host that froze or vanished inside one holds its job's
+row locked: nobody could take the job over, nor cancel it."""
+NETWORK = {
+    "connect_timeout": 10,
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+"""A PostgreSQL that vanished without a word is noticed within half a minute, not after the two hours of TCP."""
+AWAY = (OperationalError, InterfaceError, PoolTimeoutError)
+"""What is raised while the database is away, locked or full: the same call may succeed later."""
 WRITES = "graft_writes"
 """The execution option of connections whose transactions write."""
+
+
+def reason(error: Exception) -> str:
+    """What the driver said, in one line."""
+    said = str(error.orig if isinstance(error, DBAPIError) else error)
+    return said.strip().partition("\n")[0]
 
 
 def parse(url: str) -> URL:
@@ -36,14 +57,33 @@ def engine(url: str, *, foreign_keys: bool = True, poolclass: type[Pool] | None 
     parsed = parse(url)
     if parsed.get_backend_name() == "sqlite":
         return _sqlite(parsed, foreign_keys=foreign_keys, poolclass=poolclass)
-    return create_engine(
-        parsed,
+    return _postgresql(parsed, poolclass=poolclass)
+
+
+def _postgresql(url: URL, *, poolclass: type[Pool] | None) -> Engine:
+    """What the URL says for itself (`?connect_timeout=3`, `?options=-c …`) counts more than our defaults."""
+    own = url.query.get("options", "")
+    own = own if isinstance(own, str) else " ".join(own)
+    network = {name: value for name, value in NETWORK.items() if name not in url.query}
+    made = create_engine(
+        url,
+        connect_args={"options": f"-c idle_in_transaction_session_timeout={IDLE_SECONDS}s {own}", **network},
         isolation_level="READ COMMITTED",  # conditional updates rely on it: they look again at the row they waited for
         pool_pre_ping=True,
         poolclass=poolclass,
         json_serializer=_dumps,
         json_deserializer=orjson.loads,
     )
+
+    @event.listens_for(made, "handle_error")
+    def _name(context: ExceptionContext) -> BaseException | None:
+        """A session that the server has ended is a database that is away, whatever the driver calls it."""
+        error = context.sqlalchemy_exception
+        if not context.is_disconnect or error is None or isinstance(error, AWAY):
+            return None
+        return OperationalError(context.statement, context.parameters, context.original_exception, connection_invalidated=True)
+
+    return made
 
 
 def _sqlite(url: URL, *, foreign_keys: bool, poolclass: type[Pool] | None) -> Engine:

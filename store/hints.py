@@ -10,14 +10,16 @@ from celery import Celery
 
 TASK = "graft.work"
 """The task's name; its message carries nothing: the queue that it lies on says it all."""
-RETRY = {"max_retries": 2, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 0.4}
-"""A broker that is away costs a request about a second, no more."""
+RETRY = {"max_retries": 1, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 0.4}
+"""Once more, since the broker may have been started anew since the last hint. One that is away costs a request about a second."""
+SEND_SECONDS = 1.0
+"""How long a broker may be silent that is sent a hint: one that hangs costs a request some three seconds, no more."""
 
 log = logging.getLogger(__name__)
 
 
-def broker_options(url: str) -> dict[str, Any]:
-    """Celery's settings for the broker at `url`, the same for who sends and who receives.
+def broker_options(url: str, silence: float = 5) -> dict[str, Any]:
+    """Celery's settings for the broker at `url`, which may be silent for so many seconds when it is asked something.
 
     `filesystem:///PATH` keeps one file per hint below PATH; any other URL is for Celery as it is (`redis://…`).
     """
@@ -47,7 +49,7 @@ def broker_options(url: str) -> dict[str, Any]:
     else:
         options["broker_transport_options"] = {
             "socket_connect_timeout": 1,
-            "socket_timeout": 5,
+            "socket_timeout": silence,
             "socket_keepalive": True,
             "health_check_interval": 25,
         }
@@ -59,7 +61,7 @@ class Hints:
 
     def __init__(self, broker_url: str) -> None:
         self._app = Celery("graft-hints", set_as_current=False)
-        self._app.conf.update(broker_options(broker_url))
+        self._app.conf.update(broker_options(broker_url, SEND_SECONDS))
 
     def send(self, queue: str) -> bool:
         """Tell the workers of `queue` that there is work. Never raises: False, and a line in the log, where it could not."""

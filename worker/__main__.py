@@ -11,12 +11,15 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
 
+from celery.exceptions import CPendingDeprecationWarning
 from celery.platforms import SecurityWarning
 
 from sandbox import Sandbox
 from store import leases, workers
 from store.database import Database
+from store.engines import AWAY, reason
 from store.hints import Hints
 from store.settings import Settings
 from worker import heartbeat
@@ -43,8 +46,7 @@ def main() -> None:
     sandbox = Sandbox(import_path=[settings.plugin_path])
     sandbox.start()
     database = Database(settings.database)
-    _wait_for_schema(database)
-    _take_back(database, settings.worker_name)
+    _patiently(lambda: _begin(database, settings.worker_name))
     runner = Runner(settings, database, sandbox)
     reaper = Reaper(runner, Hints(settings.broker), leave=lambda: os.kill(os.getpid(), signal.SIGTERM))
     app = create_app(settings, runner)
@@ -56,9 +58,7 @@ def main() -> None:
         sandbox.close()
         reaper.join(5)
         heartbeat.forget(settings)
-        with database.write() as session:
-            workers.forget(session, settings.worker_name)
-        database.dispose()
+        _leave(database, settings.worker_name)
 
 
 def _log() -> None:
@@ -67,24 +67,47 @@ def _log() -> None:
         logging.getLogger(library).setLevel(level)
     # It warns of root for the sake of pickle, which is off; jobs run in processes of their own either way.
     warnings.filterwarnings("ignore", category=SecurityWarning)
+    # When the broker is lost it speaks at length of tasks acknowledged late, which there are none of.
+    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
 
 
-def _wait_for_schema(database: Database) -> None:
-    """Whoever starts the service migrates the database; a worker only waits for it."""
-    told = False
-    while not database.at_head():
-        if not told:
-            log.warning("the database is not at the newest schema; waiting for `python -m store.upgrade`")
-            told = True
-        time.sleep(0.5)
+def _patiently(begin: Callable[[], str | None], pause: float = 0.5) -> None:
+    """Call `begin` until it says that nothing is missing; a database that does not answer is waited for as well."""
+    told = None
+    while True:
+        try:
+            missing = begin()
+        except AWAY as error:
+            missing = f"the database does not answer; waiting for it: {reason(error)}"
+        if missing is None:
+            return
+        if missing != told:
+            log.warning("%s", missing)
+        told = missing
+        time.sleep(pause)
 
 
-def _take_back(database: Database, name: str) -> None:
-    """A worker of this name has died, or we would not start: its jobs need not wait for their leases to run out."""
+def _begin(database: Database, name: str) -> str | None:
+    """Take back what is ours: a worker of this name has died, or we would not start, and its jobs need not wait for their leases.
+
+    Whoever starts the service migrates the database; the answer is what a worker waits for.
+    """
+    if not database.at_head():
+        return "the database is not at the newest schema; waiting for `python -m store.upgrade`"
     with database.write() as session:
         for job in leases.release(session, name):
             log.info("job %d: taken back from this worker's earlier life", job)
         workers.forget(session, name)  # that it was drained, too
+    return None
+
+
+def _leave(database: Database, name: str) -> None:
+    try:
+        with database.write() as session:
+            workers.forget(session, name)
+    except AWAY as error:
+        log.warning("the database does not answer, and lists this worker until it is missed: %s", reason(error))
+    database.dispose()
 
 
 def _stop_with(parent: int) -> None:

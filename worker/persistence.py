@@ -7,17 +7,15 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
 from store import events
 from store.database import Database
+from store.engines import AWAY, reason
 from store.events import NewEvent
 from store.leases import Lease
 
 T = TypeVar("T")
-_PASSING = (OperationalError, InterfaceError, PoolTimeoutError)
 _LONGEST_PAUSE = 5.0
 
 log = logging.getLogger(__name__)
@@ -77,9 +75,8 @@ class Persistence:
         while True:
             try:
                 return transaction(again)
-            except _PASSING as error:
-                reason = error.orig if isinstance(error, DBAPIError) else error
-                log.warning("job %d: the database failed, trying again in %.1f s: %s", self._lease.job_id, pause, reason)
+            except AWAY as error:
+                log.warning("job %d: the database failed, trying again in %.1f s: %s", self._lease.job_id, pause, reason(error))
             if self._stop.wait(pause):
                 raise StoppedError
             pause, again = min(2 * pause, _LONGEST_PAUSE), True

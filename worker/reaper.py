@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from sandbox import SandboxError
 from store import jobs, leases
+from store.engines import AWAY, reason
 from store.hints import Hints
 from worker.runner import Runner
 
@@ -24,6 +25,8 @@ class _Chore:
     action: Callable[[], None]
     seconds: float
     due: float = 0.0
+    failing: bool = False
+    """The database did not answer it the last time."""
 
 
 class Reaper:
@@ -58,7 +61,8 @@ class Reaper:
         with self._runner.database.read() as session:
             waiting = [queue for queue, states in jobs.counts(session).items() if states.get("queued")]
         for queue in waiting:
-            self._hints.send(queue)
+            if not self._hints.send(queue):
+                return  # a broker that hangs must not keep this thread from its other chores for long
 
     def _beat(self) -> None:
         if self._runner.beat():
@@ -91,6 +95,14 @@ class Reaper:
     def _do(self, chore: _Chore) -> None:
         try:
             chore.action()
+        except AWAY as error:
+            if not chore.failing:  # once, however long it lasts
+                log.warning("the database does not answer; a chore is tried again each %g s: %s", chore.seconds, reason(error))
+            chore.failing = True
         except Exception:
             log.exception("a chore failed; it is tried again in %g s", chore.seconds)
+        else:
+            if chore.failing:
+                log.info("the database answers again")
+            chore.failing = False
         chore.due = time.monotonic() + chore.seconds

@@ -7,11 +7,10 @@ import socket
 import threading
 import time
 
-from sqlalchemy.exc import DBAPIError
-
 from sandbox import Sandbox, SandboxError
 from store import leases, workers
 from store.database import Database
+from store.engines import AWAY, reason
 from store.leases import Capacity, Claim
 from store.settings import Settings
 from worker import heartbeat
@@ -41,8 +40,8 @@ class Runner:
             claimed_at = time.monotonic()
             try:
                 taken = self.devices.take(self._claim)
-            except DBAPIError as error:
-                log.warning("cannot look for work, the next poll will: %s", error.orig)
+            except AWAY as error:
+                log.warning("cannot look for work, the next poll will: %s", reason(error))
                 return
             if taken is None:
                 return
@@ -55,8 +54,8 @@ class Runner:
             if len(self._own) >= self.devices.cpu_slots + len(self.devices.gpus):
                 return
             thread = threading.Thread(target=self.work, name="graft-work", daemon=True)
-            self._own.append(thread)
-        thread.start()
+            thread.start()
+            self._own.append(thread)  # once it runs: `close` joins all that are here
 
     def beat(self) -> bool:
         """Say that this worker lives, and what it does. True once it shall drain and has nothing left to do."""

@@ -190,11 +190,17 @@ def transfer() -> dict[str, Any]:
 @pytest.fixture
 def groups() -> dict[str, Any]:
     """A table of parameter groups."""
-    row = {"tensors": 1, "elements": 4, "frozen": False}
+    row = {"tensors": 1, "elements": 4, "frozen": False, "until_epoch": None}
+    still = {**row, "frozen": True}
+    parameter = {"shape": [4], "elements": 4, "type": "Linear", "frozen": None}
     return {
         "optimizer": "Adam", "executed_groups": 1, "fused": True,
         "groups": [
-            {**row, "name": "head", "hyperparameters": {"lr": 0.01}, "parameters": ["fc.weight"]},
-            {**row, "name": "stem", "hyperparameters": {"lr": 0.001}, "parameters": ["conv.weight"], "frozen": True},
+            {**row, "name": "head", "of": "head", "hyperparameters": {"lr": 0.01}, "parameters": ["fc.weight"]},
+            {**still, "name": "stem", "of": "stem", "hyperparameters": {"lr": 0.001}, "parameters": ["conv.weight"]},
+        ],
+        "parameters": [
+            {**parameter, "names": ["fc.weight"], "group": "head", "depth": 1, "roles": ["head"]},
+            {**parameter, "names": ["conv.weight"], "group": "stem", "depth": 0, "roles": ["backbone"], "frozen": "group"},
         ],
     }  # fmt: skip

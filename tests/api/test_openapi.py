@@ -85,7 +85,7 @@ def test_what_is_answered_fits_the_models(bench, client, transfer, groups):
         (f"/jobs/{job_id}/losses", schemas.Losses),
         (f"/jobs/{job_id}/losses?points=1", schemas.Losses),
         (f"/jobs/{job_id}/transfer", schemas.TransferData),
-        (f"/jobs/{job_id}/groups", schemas.GroupsData),
+        (f"/jobs/{job_id}/groups", schemas.GroupsNow),
         (f"/jobs/{job_id}/checkpoints", schemas.Checkpoints),
         ("/workers", schemas.Workers),
     ]:

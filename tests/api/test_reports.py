@@ -37,9 +37,35 @@ def test_a_report_is_404_with_a_reason_until_it_is_there(bench, client, transfer
     answer = client.get(f"/jobs/{job_id}/{report}")
     assert answer.status_code == 404
     assert f"job {job_id} is running and has no" in answer.json()["detail"]
-    data = {"transfer": transfer, "groups": groups}[report]
-    bench.append(job_id, (0, report, data))
-    assert client.get(f"/jobs/{job_id}/{report}").json() == data
+    bench.append(job_id, (0, report, {"transfer": transfer, "groups": groups}[report]))
+    assert client.get(f"/jobs/{job_id}/{report}").status_code == 200
+
+
+def test_the_transfer_report_is_the_one_of_the_log(bench, client, transfer):
+    job_id = bench.running()
+    bench.append(job_id, (0, "transfer", transfer))
+    assert client.get(f"/jobs/{job_id}/transfer").json() == transfer
+
+
+def test_the_groups_are_shown_with_their_present_lr_and_as_frozen_as_they_are_now(bench, client, groups):
+    job_id = bench.running(steps=4, epochs=2)
+    groups["groups"][1]["until_epoch"] = 1
+    bench.append(job_id, (0, "groups", groups))
+
+    def rows():
+        answer = client.get(f"/jobs/{job_id}/groups").json()
+        frozen = {row["names"][0]: row["frozen"] for row in answer["parameters"]}
+        return {row["name"]: (row["present"]["lr"], row["frozen"]) for row in answer["groups"]}, frozen
+
+    still = {"fc.weight": None, "conv.weight": "group"}
+    assert rows() == ({"head": (0.01, False), "stem": (0.001, True)}, still)
+    iterations = {"epoch": 0, "first": 0, "losses": [1.0, 1.0], "lr": {"head": 0.005, "stem": 0.0005}}
+    bench.append(job_id, (2, "iterations", iterations))
+    assert rows() == ({"head": (0.005, False), "stem": (0.0005, True)}, still)
+    bench.epoch(job_id, epoch=0, step=2)
+    assert rows() == ({"head": (0.005, False), "stem": (0.0005, False)}, {"fc.weight": None, "conv.weight": None})
+    bench.append(job_id, (1, "rewound", {"to_step": 1}))
+    assert rows()[0]["stem"] == (0.0005, True), "the epoch is not over yet"
 
 
 def test_a_job_that_ended_before_its_report_says_so(bench, client):

@@ -15,9 +15,11 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from api import forms
 from api.broadcast import Broadcaster
+from store import events
 
 NDJSON = {"Accept": "application/x-ndjson"}
 SSE = {"Accept": "text/event-stream"}
@@ -220,6 +222,24 @@ def test_a_viewer_far_behind_reads_the_database_then_joins_the_rest(app, bench, 
             last = bench.last_seq(job_id)
             assert [event["seq"] for event in behind] == list(range(31, last + 1))
         assert [seq for seq, _, _ in ahead] == list(range(2, last + 1))
+
+
+def test_a_viewer_far_behind_waits_for_a_database_that_is_away(bench, client, monkeypatch):
+    monkeypatch.setattr("api.broadcast.PAGE", 4)
+    monkeypatch.setattr("api.broadcast.AWAY_SECONDS", 0.01)
+    job_id = bench.running()
+    write(bench, job_id, chunks=20)
+    read, calls = events.read, itertools.count(1)
+
+    def away_now_and_then(*arguments: Any, **options: Any) -> Any:
+        if next(calls) % 3:
+            raise OperationalError("SELECT", {}, ConnectionError("the server closed the connection"))
+        return read(*arguments, **options)
+
+    monkeypatch.setattr("api.broadcast.events.read", away_now_and_then)
+    with client.stream("GET", f"/jobs/{job_id}/events?follow=true", headers=NDJSON) as response:
+        found = [event["seq"] for event in ndjson(response.iter_lines())]
+    assert found == list(range(1, bench.last_seq(job_id) + 1))
 
 
 @pytest.mark.parametrize(("headers", "beat"), [(SSE, ": heartbeat"), (NDJSON, "")])

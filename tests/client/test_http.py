@@ -51,6 +51,20 @@ def test_following_begins_past_the_cursor(service, client, log):
     assert [event["seq"] for event in client.events(7, after=9, follow=True)] == [event["seq"] for event in log[9:]]
 
 
+def test_following_waits_for_a_service_whose_database_is_away(service, client, log, job):
+    serve_log(service, log, per_connection=3)
+    asked = []
+
+    def answer(_query, _body):
+        asked.append(1)
+        body = {"title": "Service Unavailable", "status": 503, "detail": "the database does not answer; try again"}
+        away = len(asked) % 2
+        return 503 if away else 200, "application/json", [json.dumps(body if away else job).encode()], True
+
+    service.answers["/jobs/7"] = answer
+    assert list(client.events(7, follow=True)) == log
+
+
 def test_following_past_the_end_of_an_ended_job_stops(service, client, log, job):
     service.answers["/jobs/7/events"] = lambda query, _: (
         (200, "application/x-ndjson", [], True)

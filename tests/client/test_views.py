@@ -67,16 +67,38 @@ def test_a_module_that_is_all_but_whole_is_not_shown_as_whole():
     assert "━" * 11 + "─" in shown(transfer_view(report))
 
 
+def table(rows, depths):
+    parameters = [{"names": [name], "depth": depth} for name, depth in depths.items()]
+    return {"optimizer": "Adam", "groups": rows, "executed_groups": 1, "fused": True, "parameters": parameters}
+
+
 def test_groups_show_the_values_that_they_train_with_and_which_are_frozen():
     rows = [
-        {"name": "head", "hyperparameters": {"lr": 1e-3, "betas": [0.9, 0.999]}, "frozen": False, "tensors": 2,
-         "elements": 5130, "parameters": ["fc.weight", "fc.bias"]},
-        {"name": "stem", "hyperparameters": {"lr": 1e-4, "betas": [0.9, 0.999]}, "frozen": True, "tensors": 1,
-         "elements": 9408, "parameters": ["conv1.weight"]},
+        {"name": "head", "hyperparameters": {"lr": 1e-3, "betas": [0.9, 0.999]}, "frozen": False, "until_epoch": None,
+         "of": "head", "tensors": 2, "elements": 5130, "parameters": ["fc.weight", "fc.bias"]},
+        {"name": "stem", "hyperparameters": {"lr": 1e-4, "betas": [0.9, 0.999]}, "frozen": True, "until_epoch": None,
+         "of": "stem", "tensors": 1, "elements": 9408, "parameters": ["conv1.weight"]},
     ]  # fmt: skip
-    text = shown(groups_view({"optimizer": "Adam", "groups": rows, "executed_groups": 1, "fused": True}))
-    assert "head 2 5,130 0.001 0.9, 0.999 fc.weight, fc.bias" in text
-    assert "stem 1 9,408 frozen 0.9, 0.999 conv1.weight" in text
+    text = shown(groups_view(table(rows, {"fc.weight": 9, "fc.bias": 9, "conv1.weight": 0})))
+    assert "head 9 2 5,130 0.001 0.9, 0.999 fc.weight, fc.bias" in text
+    assert "stem 0 1 9,408 frozen 0.9, 0.999 conv1.weight" in text
+    for_a_time = [{**row, "until_epoch": 2, "present": {"lr": 5e-4}} for row in rows]
+    text = shown(groups_view(table(for_a_time, {"fc.weight": 9, "fc.bias": 9, "conv1.weight": 0})))
+    assert "head 9 2 5,130 0.0005" in text
+    assert "stem 0 1 9,408 frozen before epoch 3" in text
+
+
+def test_many_parts_of_a_group_are_one_row_for_people():
+    rows = [
+        {"name": f"depth-{depth}", "of": "default", "hyperparameters": {"lr": 0.5 ** (20 - depth)}, "frozen": False,
+         "until_epoch": None, "tensors": 1, "elements": 10, "parameters": [f"blocks.{depth}.weight"]}
+        for depth in range(20)
+    ]  # fmt: skip
+    head = {**rows[0], "name": "head", "of": "head", "hyperparameters": {"lr": 1.0}, "parameters": ["fc.weight"]}
+    depths = {**{row["parameters"][0]: depth for depth, row in enumerate(rows)}, "fc.weight": 20}
+    text = shown(groups_view(table([head, *rows], depths)))
+    assert "head 20 1 10 1 fc.weight" in text
+    assert "default, 20 parts 0..19 20 200 9.53674e-07 … 0.5 blocks.*.weight" in text
 
 
 def curves(lr, momentum=None, frozen=(), name="CosineAnnealingLR"):

@@ -323,3 +323,10 @@ def test_a_job_goes_on_where_another_ended_its_head_too(lab: Places, tmp_path: P
     assert made.preprocessing.size == 12, "from the job before"
     assert {one.status for one in made.transfer.targets} == {"loaded"}
     assert evaluate(made.model, made.validation, made.loss)["top1"] > 0.5
+
+
+def test_layer_decay_and_no_decay_reach_the_plan_with_the_head_that_was_found(planned: Callable[..., dict[str, Any]]) -> None:
+    found = planned(
+        optimizer={"name": "AdamW", "layer_decay": 0.5, "no_decay": True, "groups": [{"name": "head", "role": "head"}]}
+    )
+    assert {row["name"] for row in found["groups"]["groups"]} >= {"head", "head/no_decay"}

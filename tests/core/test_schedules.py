@@ -298,7 +298,7 @@ def test_a_job_trains_as_torchs_scheduler_would_have_it_and_says_so(
     scheduler = lr_scheduler.OneCycleLR(by_hand, max_lr=[0.05, 0.01], total_steps=TOTAL)
     losses, rates = [], []
     for epoch in range(EPOCHS):
-        loop.set_train_mode(job.model)
+        job.model.train()
         for images, targets in job.train.batches(epoch):
             by_hand.zero_grad()
             loss = job.loss(job.model(images), targets)

@@ -56,12 +56,24 @@ def test_groups_have_names_of_their_own() -> None:
     assert OptimizerSpec(groups=[{"params": "a"}, {"params": "b", "name": "head"}, {"params": "c"}]).group_names == [
         "group-0", "head", "group-2",
     ]  # fmt: skip
-    assert GroupSpec(params="a").patterns == ["a"]
     assert (
         "'head'" in faults(optimizer={"groups": [{"params": "a", "name": "head"}, {"params": "b", "name": "head"}]})["/optimizer"]
     )
     assert "'default'" in faults(optimizer={"groups": [{"params": "a", "name": "default"}]})["/optimizer"]
     assert "'group-1'" in faults(optimizer={"groups": [{"params": "a", "name": "group-1"}, {"params": "b"}]})["/optimizer"]
+
+
+def test_a_group_says_its_parameters_by_one_key_or_several_of_one_value_or_several() -> None:
+    group = GroupSpec(params="a", role=["norm", "bias"], depth=-1, type="Linear", freeze={"until_epoch": 3}, lr=1)
+    assert group.selectors == {"params": ["a"], "role": ["norm", "bias"], "depth": ["-1"], "type": ["Linear"]}
+    assert (group.until_epoch, group.keywords) == (3, {"lr": 1})
+    assert (GroupSpec(role="head", freeze=True).until_epoch, GroupSpec(depth="..3").selectors) == (None, {"depth": ["..3"]})
+
+
+def test_a_glob_is_a_selector_where_weight_decay_is_left_out() -> None:
+    spec = OptimizerSpec(no_decay=["*.bias", {"role": "norm"}])
+    assert [one.selectors for one in spec.no_decay] == [{"params": ["*.bias"]}, {"role": ["norm"]}]
+    assert OptimizerSpec.model_validate(spec.model_dump(mode="json")) == spec
 
 
 @pytest.mark.parametrize(
@@ -74,7 +86,20 @@ def test_groups_have_names_of_their_own() -> None:
         ({"pretrained": {"source": "x", "head": "kept"}}, "/pretrained/head", "'auto', 'keep' or 'reset'"),
         ({"pretrained": {"source": "x", "rename": [["a"]]}}, "/pretrained/rename/0/1", "required"),
         ({"pretrained": {"source": "x", "min_loaded": 2}}, "/pretrained/min_loaded", "less than or equal to 1"),
-        ({"optimizer": {"groups": [{}]}}, "/optimizer/groups/0/params", "required"),
+        ({"optimizer": {"groups": [{}]}}, "/optimizer/groups/0", "Give one or more of params, role, depth, type"),
+        ({"optimizer": {"groups": [{"parms": "fc.*"}]}}, "/optimizer/groups/0", "Did you mean 'params' for 'parms'?"),
+        ({"optimizer": {"groups": [{"role": "nrm"}]}}, "/optimizer/groups/0/role", "'head', 'backbone', 'norm' or 'bias'"),
+        ({"optimizer": {"groups": [{"role": ["norm", "nrm"]}]}}, "/optimizer/groups/0/role/1", "'norm' or 'bias'"),
+        ({"optimizer": {"groups": [{"depth": "3-4"}]}}, "/optimizer/groups/0/depth", 'a range such as "2..4"'),
+        ({"optimizer": {"groups": [{"depth": True}]}}, "/optimizer/groups/0/depth", "a depth such as 3"),
+        ({"optimizer": {"groups": [{"params": "*", "freeze": 1}]}}, "/optimizer/groups/0/freeze", '{"until_epoch": 2}'),
+        ({"optimizer": {"groups": [{"params": "*", "freeze": {"until_epoch": 0}}]}}, "/optimizer/groups/0/freeze", "above 0"),
+        ({"optimizer": {"layer_decay": 1}}, "/optimizer/layer_decay", "less than 1"),
+        ({"optimizer": {"no_decay": "norm"}}, "/optimizer/no_decay", "send true, or a list"),
+        ({"optimizer": {"no_decay": []}}, "/optimizer/no_decay", "at least 1"),
+        ({"optimizer": {"no_decay": [{}]}}, "/optimizer/no_decay/0", "which parameters?"),
+        ({"optimizer": {"no_decay": ["*", {"rol": "norm"}]}}, "/optimizer/no_decay/1/rol", "Did you mean 'role'?"),
+        ({"optimizer": {"no_decay": [{"role": "nrm"}]}}, "/optimizer/no_decay/0/role", "'norm' or 'bias'"),
         ({"optimizer": {"groups": [{"params": ["fc.*", 3]}]}}, "/optimizer/groups/0/params/1", "valid string"),
         ({"optimizer": {"groups": [{"params": 3}]}}, "/optimizer/groups/0/params", "valid string"),
         ({"optimizer": {"groups": [{"params": []}]}}, "/optimizer/groups/0/params", "at least 1"),

@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from store import clock as clocks
-from store import jobs
+from store import engines, jobs, leases
 from store.database import Database
 from store.tables import EventRecord, Job
 
@@ -125,3 +125,49 @@ def test_a_new_file_that_another_process_is_writing_to_is_waited_for(tmp_path):
 def test_a_database_that_cannot_serve_is_refused(url, says):
     with pytest.raises(ValueError, match=says):
         Database(url)
+
+
+def test_a_worker_that_froze_inside_a_transaction_does_not_keep_its_job_for_ever(postgres_url, make_spec):
+    """As its host does when it loses its power: PostgreSQL would hold the locks for as long as TCP does, two hours."""
+    hasty = f"{postgres_url}&options=-c%20idle_in_transaction_session_timeout%3D200"
+    frozen, other = Database(hasty), Database(postgres_url)
+    with other.write() as session:
+        jobs.create(session, spec=make_spec(), plan={"steps": {"total": 100}})
+        claim = leases.claim(session, owner="frozen", queues=["default"], capacity=leases.Capacity(0, 0, 1), seconds=-1)
+
+    def reap() -> list[int]:
+        with other.write() as session:
+            return leases.reap(session)
+
+    def write() -> None:
+        with frozen.write() as session:
+            assert leases.renew(session, claim.lease)
+            assert reap() == []  # its row is locked
+            until(lambda: reap() == [claim.lease.job_id])
+            leases.renew(session, claim.lease)
+
+    with pytest.raises(engines.AWAY):  # it tries again, and learns that the lease is lost
+        write()
+    with frozen.write() as session:
+        assert not leases.renew(session, claim.lease)
+    for database in frozen, other:
+        database.dispose()
+
+
+def until(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_transaction_whose_client_is_silent_ends_unless_the_url_says_otherwise(postgres_url):
+    def setting(url: str) -> str:
+        database = Database(url)
+        with database.read() as session:
+            answer = session.execute(text("SHOW idle_in_transaction_session_timeout")).scalar_one()
+        database.dispose()
+        return answer
+
+    assert setting(postgres_url) == f"{engines.IDLE_SECONDS}s"
+    assert setting(f"{postgres_url}&options=-c%20idle_in_transaction_session_timeout%3D5min&connect_timeout=3") == "5min"

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import socket
 import threading
 import time
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import orjson
 import pytest
+import redis
 from kombu import Connection, Exchange, Queue
 from kombu.transport import filesystem
 
@@ -48,6 +51,21 @@ def test_a_broker_that_is_away_costs_about_a_second_and_raises_nothing(caplog):
             assert hints.send("default") is False
     assert time.monotonic() - began < 15
     assert "no hint for queue default" in caplog.text
+
+
+def test_a_broker_that_hangs_costs_some_seconds_and_raises_nothing(redis_url):
+    hints = Hints(redis_url)
+    assert hints.send("of-this-test")
+    with redis.from_url(redis_url) as client:
+        server = client.info("server")["process_id"]
+    os.kill(server, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        assert hints.send("of-this-test") is False
+        assert time.monotonic() - began < 12  # the client's own patience, five seconds a try, would make twenty
+    finally:
+        os.kill(server, signal.SIGCONT)
+    assert hints.send("of-this-test")
 
 
 def test_a_folder_that_cannot_be_written_raises_nothing(tmp_path, caplog):

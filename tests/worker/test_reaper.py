@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from store import jobs, leases, workers
 from store.hints import TASK, Hints
@@ -22,6 +23,17 @@ def runner(bench: Any) -> Iterator[Runner]:
     made = Runner(bench.settings, bench.database, bench.sandbox, Devices([], cpu_slots=1))
     yield made
     made.close()
+
+
+class Away:
+    """Hints to a broker that is away."""
+
+    def __init__(self) -> None:
+        self.queues: list[str] = []
+
+    def send(self, queue: str) -> bool:
+        self.queues.append(queue)
+        return False
 
 
 @pytest.fixture
@@ -48,6 +60,15 @@ def test_each_queue_with_waiting_jobs_is_hinted_at_once(bench: Any, reaper: Reap
 
     assert len(receive(bench.settings.broker, "a", 1)) == 1
     assert len(receive(bench.settings.broker, "b", 2, seconds=0.5)) == 1
+
+
+def test_a_broker_that_is_away_is_asked_once_a_round_however_many_queues_wait(bench: Any, runner: Runner) -> None:
+    for queue in "a", "b", "c":
+        bench.submit(resources={"queue": queue})
+    hints = Away()
+    Reaper(runner, hints, leave=lambda: None).reap()
+
+    assert len(hints.queues) == 1
 
 
 def test_a_worker_says_what_it_has_and_whether_it_is_warm(bench: Any, runner: Runner) -> None:
@@ -108,6 +129,35 @@ def test_a_chore_that_fails_does_not_stop_the_others(bench: Any, runner: Runner,
     assert reaped.wait(30)
     runner.close()
     reaper.join(30)
+
+
+def test_a_database_that_is_away_is_told_of_once_and_when_it_is_back(
+    bench: Any, runner: Runner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    beats: list[int] = []
+    back = threading.Event()
+
+    def beat() -> bool:
+        beats.append(1)
+        if len(beats) <= 3:
+            raise OperationalError("SELECT", {}, ConnectionError("connection refused\nIs the server running?"))
+        back.set()
+        return False
+
+    bench.replace(poll_seconds=0.01)
+    runner.settings = bench.settings
+    monkeypatch.setattr(runner, "beat", beat)
+    reaper = Reaper(runner, Hints(runner.settings.broker), leave=lambda: None)
+    with caplog.at_level("INFO", "worker.reaper"):
+        reaper.start()
+        assert back.wait(30)
+        runner.stop.set()
+        reaper.join(30)
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "the database does not answer; a chore is tried again each 0.01 s: connection refused",
+        "the database answers again",
+    ]
 
 
 def test_a_worker_that_is_drained_finishes_its_jobs_takes_no_other_and_then_leaves(bench: Any, runner: Runner) -> None:
