@@ -57,3 +57,8 @@ JOB_PATCHES: dict[str, dict[str, Any]] = {
     "sooner": {"summary": "Before all others in its queue", "value": {"priority": 100}},
     "labels": {"summary": "Another team, and no longer a draft", "value": {"labels": {"team": "search", "draft": None}}},
 }
+
+GROUP_PATCHES: dict[str, dict[str, Any]] = {
+    "lr": {"summary": "Half the learning rate, from the next step on", "value": {"lr": 5e-4}},
+    "thaw": {"summary": "Train a frozen group from step 1000 on", "value": {"freeze": False, "lr": 1e-4, "at_step": 1000}},
+}

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Response
 from fastapi.concurrency import run_in_threadpool
 
-from api import examples, jobs, patches, plans, problems, schemas
+from api import examples, groups, jobs, patches, plans, problems, schemas
 from api.body import json_patch
 from api.checkpoints import choose, kept
 from api.dependencies import JobId, Service, Svc
 from api.problems import ProblemError
+from core.adjustments import Adjustment
 from core.errors import Fault
+from store import adjustments as changes
 from store import jobs as stored
 
 router = APIRouter(tags=["jobs"])
@@ -25,6 +29,15 @@ Which = Annotated[
         description="`best`, `last`, or the step of a checkpoint that is kept: its weights are the pretrained ones of the new "
         "job. By default the best; where there is none, the new job begins as this one did.",
         examples=["best"],
+    ),
+]
+
+
+Again = Annotated[
+    bool,
+    Query(
+        description="Run the same spec from its start, with the changes that were made to its parameter groups, each at its "
+        "step. By default a fork goes by the patched spec alone: it begins a new schedule, on other weights."
     ),
 ]
 
@@ -43,16 +56,30 @@ Which = Annotated[
     ),
 )
 async def post_fork(
-    job_id: JobId, patch: Patch, service: Svc, checkpoint: Which = None, idempotency_key: jobs.Key = None
+    job_id: JobId,
+    patch: Patch,
+    service: Svc,
+    *,
+    checkpoint: Which = None,
+    adjustments: Again = False,
+    idempotency_key: jobs.Key = None,
 ) -> Response:
     """A new job with this one's spec, as the patch changes it, on the weights of one of its checkpoints.
 
     Its `pretrained` is `job:ID@STEP`, unless the patch says otherwise; optimizer and schedule begin anew. It is checked as
     `POST /jobs` checks a spec, and `forked_from` tells where it comes from. To try a failed job again, fork it without a patch.
     """
-    digest = jobs.digest({"fork": job_id, "checkpoint": checkpoint, "patch": patch})
+    if adjustments and checkpoint is not None:
+        fault = Fault("query/adjustments", "they belong to a job that runs from its start; leave one of the two out")
+        raise ProblemError.of_faults("invalid-parameter", [fault])
+    digest = jobs.digest({"fork": job_id, "checkpoint": checkpoint, "adjustments": adjustments, "patch": patch})
 
     async def make() -> jobs.Submission:
+        if adjustments:
+            spec, told = await run_in_threadpool(_start, service, job_id)
+            planned = await plans.plan(service, patches.merged(spec, patch))
+            _check(planned, told)
+            return jobs.Submission(planned, {"job": job_id, "step": None}, told)
         base = await run_in_threadpool(_base, service, job_id, checkpoint)
         planned = await plans.plan(service, patches.merged(base, patch))
         pin = planned.pinned.get(planned.source)
@@ -60,6 +87,26 @@ async def post_fork(
         return jobs.Submission(planned, {"job": job_id, "step": pin["step"] if pin is not None and own else None})
 
     return await jobs.submit(service, idempotency_key, digest, make)
+
+
+def _start(service: Service, job_id: int) -> tuple[dict[str, Any], list[Adjustment]]:
+    """The spec that is run again, and the changes that were made to its groups."""
+    with service.database.read() as session:
+        spec = stored.get(session, job_id).spec
+        return spec, [replace(one, by=f"job {job_id}") for one in changes.done(session, job_id)]
+
+
+def _check(planned: plans.Planned, told: Sequence[Adjustment]) -> None:
+    """Whether the new job can take them. Raises ProblemError."""
+    table, steps = planned.plan["groups"], planned.plan["steps"]["total"]
+    faults = []
+    for one in told:
+        messages = [fault.message for fault in groups.refused(table["groups"], one, table["optimizer"], steps)]
+        if (message := groups.unknown(table["groups"], one.group)) is not None:
+            messages = [message]
+        faults += [Fault("query/adjustments", f"step {one.step}, group {one.group}: {message}") for message in messages]
+    if faults:
+        raise ProblemError.of_faults("invalid-parameter", faults)
 
 
 def _base(service: Service, job_id: int, which: str | None) -> dict[str, Any]:

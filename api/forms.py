@@ -102,7 +102,8 @@ def _epoch(_event: StoredEvent, data: dict[str, Any]) -> Iterator[str]:
 
 def _adjusted(_event: StoredEvent, data: dict[str, Any]) -> Iterator[str]:
     changes = ", ".join(f"{key} {_value(change['from'])} -> {_value(change['to'])}" for key, change in data["changes"].items())
-    yield _line(f"Step {data['step']}: group {data['group']}, {changes} (by {data['by']})")
+    told = f"not changed: {data['refused']}" if data["refused"] else changes
+    yield _line(f"Step {data['step']}: group {data['group']}, {told} (by {data['by']})")
 
 
 def _value(value: Any) -> str:

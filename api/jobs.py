@@ -16,9 +16,10 @@ from api import plans, problems, schemas
 from api.answers import JsonResponse
 from api.dependencies import INT64, JobId, Service, Svc
 from api.problems import ProblemError
+from core.adjustments import Adjustment
 from core.errors import Fault, did_you_mean
 from core.events import JobState
-from store import jobs, workers
+from store import adjustments, jobs, workers
 from store.clock import iso
 from store.tables import Job
 
@@ -95,6 +96,8 @@ class Submission:
 
     planned: plans.Planned
     forked_from: dict[str, Any] | None = None
+    adjustments: Sequence[Adjustment] = ()
+    """What is asked of its parameter groups from the start."""
 
 
 async def submit(service: Service, key: str | None, body_hash: str, make: Callable[[], Awaitable[Submission]]) -> Response:
@@ -157,6 +160,8 @@ def _create(service: Service, made: Submission, key: str | None, body_hash: str)
     spec, facts = made.planned.spec, made.planned.facts
     with service.database.write() as session:
         job, new = jobs.create(session, spec=spec, plan=facts, key=key, body_hash=body_hash, forked_from=made.forked_from)
+        if new:
+            adjustments.adopt(session, job, made.adjustments)
     if new:  # after the commit, so that the worker finds what it is told of
         service.hints.send(job.queue)
     with service.database.read() as session:

@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 
 from api.problems import Problem
 from api.schemas import JobPatch
+from core.adjustments import TimedPatch
 from core.spec import JobSpec
 
 DESCRIPTION = """
@@ -61,7 +62,7 @@ def _schema(app: FastAPI) -> dict[str, Any]:
         tags=app.openapi_tags,
     )
     components = document["components"]["schemas"]
-    components.update(_definitions([JobSpec, JobPatch, Problem], "validation"))
+    components.update(_definitions([JobSpec, JobPatch, TimedPatch, Problem], "validation"))
     for name in ("HTTPValidationError", "ValidationError"):
         components.pop(name, None)
     return document

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from core.adjustments import GroupPatch
 from core.events import KINDS, Event, Failure, Figure, GroupRow, GroupsData, JobState, TransferData
 from core.spec import MOST_LABELS, JobSpec, Label, Name, Priority
 
@@ -137,10 +138,24 @@ class GroupNow(GroupRow):
     present: dict[str, Any] = Field(description="Its hyper-parameters now; the lr is that of the last committed step.")
 
 
+class Adjustment(BaseModel):
+    """Other values for a parameter group, that were asked for and are still to come."""
+
+    id: int
+    group: str
+    changes: GroupPatch = Field(description="The new values.")
+    at_step: int | None = Field(description="How many steps are completed then; null: the next one.")
+    by: str
+
+
 class GroupsNow(GroupsData):
-    """The parameter groups as they train now: each parameter in exactly one."""
+    """The parameter groups as they train now: each parameter in exactly one.
+
+    Before a worker begins, the names of parameters are left out.
+    """
 
     groups: list[GroupNow]  # type: ignore[assignment]  # a list of what is more than the event has
+    pending: list[Adjustment] = Field(description="Changes that are still to come, in the order in which they were asked for.")
 
 
 class EventPage(BaseModel):

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import RenderableType
 
+from client import reports
 from client.http import Json
 from client.terminal import AsJson, Follow, JobId, Key, Url, answer_submitted, read_file, service, show_answer
 
@@ -56,6 +57,27 @@ def fork(  # noqa: PLR0917 (each is an option of the command)
     with service(url, as_json) as client:
         job = client.fork(job_id, {} if patch is None else read_file(patch), checkpoint=checkpoint, key=key)
         answer_submitted(client, job, follow=follow, as_json=as_json)
+
+
+@app.command()
+def lr(  # noqa: PLR0917 (each is an option of the command)
+    job_id: JobId,
+    group: Annotated[str, typer.Argument(metavar="GROUP", help="Its name, as `graft groups` has it.")],
+    value: Annotated[float, typer.Argument(metavar="VALUE", min=0, help="The new lr; a schedule goes on from it.")],
+    at: Annotated[int | None, typer.Option(metavar="STEP", min=0, help="When; by default at the next step.")] = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change the lr of a parameter group, while the job runs, waits or is paused."""
+    with service(url, as_json) as client:
+        show_answer(client.adjust(job_id, group, {"lr": value}, at_step=at), reports.adjustment_text, as_json)
+
+
+@app.command()
+def groups(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
+    """Show a job's parameter groups as they are now, and the changes that are still to come."""
+    with service(url, as_json) as client:
+        show_answer(client.groups(job_id), reports.groups_view, as_json)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from client.http import Json
-from client.reports import transfer_view
+from client.reports import adjusted_text, transfer_view
 from client.tables import STATE_STYLES, figure
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -97,6 +97,9 @@ class Follower:
                 figures[shown] = data["validation"][name]
         text = "  ".join(f"{name} [bold]{figure(value)}[/]" for name, value in figures.items())
         self._console.print(f"  epoch {data['epoch'] + 1}  {text}  [dim]{data['seconds']:.1f} s[/]")
+
+    def _on_adjusted(self, data: Json, _step: int) -> None:
+        self._line(adjusted_text(data), style="cyan")
 
     def _on_log(self, data: Json, _step: int) -> None:
         styles = {"warning": "yellow", "error": "red"}

@@ -151,6 +151,11 @@ class Client:
         """The job, with another `name`, `labels` or `priority`, by a JSON merge patch."""
         return self._json("PATCH", f"/jobs/{job_id}", body=patch)
 
+    def adjust(self, job_id: int, group: str, changes: Json, *, at_step: int | None = None) -> Json:
+        """The change that is to come: `changes` has new values of lr, momentum, betas, weight_decay, freeze."""
+        body = changes if at_step is None else {**changes, "at_step": at_step}
+        return self._json("PATCH", f"/jobs/{job_id}/groups/{quote(group)}", body=body)
+
     # Workers
 
     def drain(self, worker: str) -> Json:
@@ -164,7 +169,7 @@ class Client:
         return self._json("GET", f"/jobs/{job_id}/transfer")
 
     def groups(self, job_id: int) -> Json:
-        """The parameter groups as they train."""
+        """The parameter groups as they train now, and the changes that are still to come."""
         return self._json("GET", f"/jobs/{job_id}/groups")
 
     def losses(self, job_id: int) -> Json:

@@ -115,7 +115,7 @@ def groups_view(groups: Json) -> RenderableType:
         table.add_row(f"and {len(rows) - _SHOWN_ROWS} more", style="dim")
     if groups["executed_groups"] < len(groups["groups"]):
         table.caption = f"run as {groups['executed_groups']}: equal ones are one, frozen ones none"
-    return table
+    return Group(table, *(Text(adjustment_text(one), style="cyan") for one in groups.get("pending", ())))
 
 
 def _together(rows: Sequence[Json]) -> list[Json]:
@@ -154,6 +154,8 @@ def _depths(parameters: Iterable[Json]) -> dict[str, int]:
 
 
 def _span(depths: Sequence[int]) -> str:
+    if not depths:  # of a job that no worker has begun
+        return ""
     low, high = min(depths), max(depths)
     return str(low) if low == high else f"{low}..{high}"
 
@@ -179,6 +181,20 @@ def plan_view(plan: Json) -> RenderableType:
     return Group(facts, "", transfer_view(plan["transfer"]), "", groups_view(plan["groups"]), *curves, *warnings)
 
 
+def adjusted_text(data: Json) -> str:
+    """What an `adjusted` event says, on a line."""
+    changes = ", ".join(f"{key} {_spread(change['from'])} -> {_spread(change['to'])}" for key, change in data["changes"].items())
+    told = f"not changed: {data['refused']}" if data["refused"] else changes
+    return f"step {data['step']}: group {data['group']}, {told} (by {data['by']})"
+
+
+def adjustment_text(asked: Json) -> str:
+    """A change that is to come, on a line."""
+    when = "the next step" if asked["at_step"] is None else f"step {asked['at_step']}"
+    changes = ", ".join(f"{key} {_spread(value)}" for key, value in asked["changes"].items() if value is not None)
+    return f"From {when} on: group {asked['group']}, {changes} (by {asked['by']})"
+
+
 def _tensors(totals: Json, status: str) -> int:
     return int(totals.get(status, {}).get("tensors", 0))
 
@@ -199,3 +215,8 @@ def _kinds(parameters: Iterable[str]) -> str:
     kinds = [pattern for pattern, _, _ in collapse((key, None) for key in parameters)]
     more = f" and {len(kinds) - _SHOWN_KINDS} more kinds" if len(kinds) > _SHOWN_KINDS else ""
     return escape(", ".join(kinds[:_SHOWN_KINDS]) + more)
+
+
+def _spread(value: object) -> str:
+    """A value; of the parts of a group each one's, where they differ."""
+    return " | ".join(dict.fromkeys(map(_value, value.values()))) if isinstance(value, dict) else _value(value)

@@ -165,26 +165,27 @@ class GroupsData(Data):
     parameters: list[ParameterRow] = Field(description="Each once, group by group.")
 
 
-def present(table: dict[str, Any], epoch: int, lr: Mapping[str, float]) -> dict[str, Any]:
-    """The data of a `groups` event as it stands in `epoch` (from 0), when the groups' last known lr is `lr`.
+def present(
+    table: dict[str, Any], epoch: int, lr: Mapping[str, float], *, step: int = 0, adjusted: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """The data of a `groups` event as it stands in `epoch` (from 0), after `step` steps.
 
-    `frozen` is that of now, and each group has `present`: its hyper-parameters now.
+    `lr` is that of the last of these steps by group, and `adjusted` the data of the folded events since, in order. `frozen` is
+    that of now, and each group has `present`: its hyper-parameters now.
     """
-    thawed = {row["name"] for row in table["groups"] if row["until_epoch"] is not None and epoch >= row["until_epoch"]}
-    groups = [
-        {
-            **row,
-            "frozen": row["frozen"] and row["name"] not in thawed,
-            "present": {
-                key: lr.get(row["name"], value) if key == "lr" else value for key, value in row["hyperparameters"].items()
-            },
-        }
-        for row in table["groups"]
-    ]
-    parameters = [
-        {**row, "frozen": None if row["frozen"] == "group" and row["group"] in thawed else row["frozen"]}
-        for row in table["parameters"]
-    ]
+    groups = []
+    for row in table["groups"]:
+        own = [one for one in adjusted if one["group"] in (row["name"], row["of"])]
+        new = {key: (one["step"], change["to"]) for one in own for key, change in one["changes"].items()}
+        values = {**row["hyperparameters"], **{key: to for key, (_, to) in new.items() if key != "freeze"}}
+        if new.get("lr", (-1, None))[0] < step:  # the last step has used it, and a schedule has gone on from it
+            values["lr"] = lr.get(row["name"], values["lr"])
+        thawed = row["until_epoch"] is not None and epoch >= row["until_epoch"]
+        frozen = new["freeze"][1] if "freeze" in new else row["frozen"] and not thawed
+        until = None if "freeze" in new else row["until_epoch"]
+        groups.append({**row, "frozen": frozen, "until_epoch": until, "present": values})
+    frozen_now = {row["name"]: "group" if row["frozen"] else None for row in groups}
+    parameters = [row if row["frozen"] == "model" else {**row, "frozen": frozen_now[row["group"]]} for row in table["parameters"]]
     return {**table, "groups": groups, "parameters": parameters}
 
 
@@ -232,6 +233,7 @@ class AdjustedData(Data):
     step: int = Field(description="The optimizer's step of this number, from 0, is the first with the new values.")
     changes: dict[str, Change] = Field(description="`lr`, `momentum`, `betas`, `weight_decay`, `freeze`: from what to what.")
     by: str
+    refused: str | None = Field(default=None, description="Why it could not be done; nothing has changed then.")
 
 
 class CheckpointData(Data):

@@ -51,7 +51,8 @@ def coalesced(groups: Iterable[Group]) -> list[dict[str, Any]]:
     """
     merged: dict[str, dict[str, Any]] = {}
     for group in groups:
-        key = json.dumps([group.hyperparameters, group.schedule], sort_keys=True)
+        moved = [group.curve.changes, group.curve.held] if group.curve else None
+        key = json.dumps([group.hyperparameters, group.schedule, moved], sort_keys=True)
         one = merged.setdefault(key, {**group.hyperparameters, "params": [], "names": [], "curve": group.curve})
         one["params"] += [(member.name, member.tensor) for member in group.members]
         one["names"].append(group.name)

@@ -18,16 +18,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from core import checkpoints, randomness
+from core.adjustments import Adjustments
+from core.control import GroupControl
 from core.errors import NonFiniteLossError
-from core.events import CheckpointData, Data, EpochData, Figure, Iteration, LogData, RewoundData, best, figure
-from core.freezing import freeze
+from core.events import AdjustedData, CheckpointData, Data, EpochData, Figure, Iteration, LogData, RewoundData, best, figure
 from core.groups import learning_rates
 from core.outputs import LossFunction, logits_of, loss_of
 from core.places import Places
 from core.plan import Prepared, prepare
 from core.progress import Pace, Progress, Tally
 from core.readback import Readback
-from core.schedules import hear, set_rates
+from core.schedules import set_rates
 from core.spec import JobSpec
 
 
@@ -48,7 +49,8 @@ class _Step(NamedTuple):
 def train_fn(
     epoch: int, loader: Batches, model: nn.Module, optimizer: Optimizer, loss_fn: LossFunction, *, step: int = 0,
     losses: Losses | None = None, pause: Callable[[int], bool] = lambda _: False,
-) -> Generator[Iteration | Tally, None, float]:  # fmt: skip
+    adjust: Callable[[int], Sequence[AdjustedData]] = lambda _: (),
+) -> Generator[Iteration | Tally | AdjustedData, None, float]:  # fmt: skip
     """One epoch. Yields each iteration, in order, none left out; returns the mean of the losses, weighted by samples.
 
     `step` is how many optimizer steps the job has behind it. Raises NonFiniteLossError at a loss that is NaN or infinite, once
@@ -56,11 +58,16 @@ def train_fn(
 
     With `losses` of its first batches the epoch goes on after them. Where `pause` is true of the number of completed steps, a
     Tally is yielded: every loss up to there has been, all were finite, and model, optimizer and generators stand right there.
+    Before each step `adjust` may change parameter groups (`core.control.GroupControl.due`); what it says is yielded.
     """
     model.train()
     losses = losses or Losses(epoch)
     readback: Readback[_Step] = Readback(_device_of(model))
     for images, targets in loader.batches(epoch, losses.tally.batches):
+        if adjusted := adjust(step):
+            for due in readback.drain():
+                yield losses.take(*due)
+            yield from adjusted
         optimizer.zero_grad(set_to_none=True)
         loss = loss_of(model(images), targets, loss_fn)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -126,6 +133,7 @@ def fit(
     spec: JobSpec, places: Places, directory: Path, *, device: torch.device | str = "cpu",
     resume: Sequence[Path] | None = None, publish: Callable[[], None] = lambda: None,
     halts: Callable[[], bool] = lambda: False, clock: Callable[[], float] = time.monotonic,
+    adjustments: Adjustments | None = None,
 ) -> Generator[Iteration | tuple[int, Data], None, None]:  # fmt: skip
     """A whole job: yields each Iteration, and `(step, data)` for every other event.
 
@@ -137,6 +145,9 @@ def fit(
     on as if it had never stopped: bit for bit on the CPU, and with `training.deterministic` on a GPU of the same type.
     `publish` is called right before a checkpoint appears; it may wait, or raise. Once `halts()` is true a checkpoint is written
     after the next step, wherever the epoch stands: for the caller to close the generator then, and lose nothing.
+
+    `adjustments` may be asked for at any time, from any thread: the parameter groups change between two steps, and an
+    AdjustedData says what to what. A job that goes on is given those that it has done, and does them again at their steps.
     """
     for folder in {directory, *(place.parent for place in resume or ())}:
         checkpoints.clean(folder)
@@ -150,7 +161,9 @@ def fit(
             yield progress.step, RewoundData(to_step=progress.step)
             for error in damaged:
                 yield progress.step, LogData(level="warning", message=f"passed over a checkpoint: {error}")
-        keeper = _Keeper(job, directory, Pace(spec.checkpoint.every, clock), publish, halts)
+        control = GroupControl(job.model, job.optimizer, job.grouped, adjustments)
+        control.settle(progress.step)
+        keeper = _Keeper(job, control, directory, Pace(spec.checkpoint.every, clock), publish, halts)
         try:
             while progress.epoch < spec.training.epochs:
                 progress = yield from _epoch(keeper, progress)
@@ -164,6 +177,7 @@ class _Keeper:
     """A job that trains, and what becomes of its checkpoints."""
 
     job: Prepared
+    control: GroupControl
     directory: Path
     pace: Pace
     publish: Callable[[], None]
@@ -200,15 +214,17 @@ def _epoch(keeper: _Keeper, progress: Progress) -> Generator[Iteration | tuple[i
     begin = progress.step - progress.tally.batches
     end = begin + len(job.train)
     losses = Losses(epoch, progress.tally)
-    freeze(job.model, job.grouped, epoch)
-    hear(job.optimizer, progress.history)
+    keeper.control.begin(epoch, progress.history)
     start = time.perf_counter() - progress.seconds
     for event in train_fn(
         epoch, job.train, job.model, job.optimizer, job.loss, step=progress.step, losses=losses,
-        pause=lambda step: step < end and keeper.due(step, epoch_ends=False),
+        pause=lambda step: step < end and keeper.due(step, epoch_ends=False), adjust=keeper.control.due,
     ):  # fmt: skip
         if isinstance(event, Iteration):
             yield event
+            continue
+        if isinstance(event, AdjustedData):
+            yield event.step, event
             continue
         seconds = time.perf_counter() - start
         progress = replace(progress, step=begin + event.batches, tally=event, seconds=seconds)

@@ -67,9 +67,13 @@ def of(command: Pending) -> Adjustment:
 
 
 def done(session: Session, job_id: int) -> list[Adjustment]:
-    """Those that the log tells of, each once, void ones too; by step, and for one step in the order of their ids."""
+    """Those that the log tells of, each once, void ones too; by step, and for one step in the order of their ids.
+
+    Those that were refused are not among them: they have changed nothing.
+    """
     kind = EventRecord.job_id == job_id, EventRecord.kind == AdjustedData.kind
-    found = {one.id: one for one in map(_told, session.scalars(select(EventRecord.data).where(*kind)))}
+    told = map(orjson.loads, session.scalars(select(EventRecord.data).where(*kind)))
+    found = {data["id"]: _told(data) for data in told if not data["refused"]}
     return sorted(found.values(), key=lambda one: (one.step or 0, one.id or 0))
 
 
@@ -96,7 +100,6 @@ def _of(number: int, by: str, payload: dict[str, Any]) -> Adjustment:
     return Adjustment(**payload, by=by, id=number)
 
 
-def _told(text: str) -> Adjustment:
-    data = orjson.loads(text)
+def _told(data: dict[str, Any]) -> Adjustment:
     changes = {key: change["to"] for key, change in data["changes"].items()}
     return Adjustment(data["group"], changes, data["step"], data["by"], data["id"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from core.adjustments import Adjustment, Adjustments
 from core.errors import DiskFullError, SpecError, TrainingError
 from core.events import EpochData, Failure, FailureKind, Iteration
 from core.loop import fit
@@ -30,7 +31,10 @@ _ASK_FOR_A_PLAN = "Ask POST /plans what is wrong with this spec now: a file may 
 def run(channel: Channel) -> None:
     """Train the job of the start message. The last message is `done`, `cancelled`, `paused` or `failed`."""
     start = channel.receive()
-    link = Link(channel, start["permit"])
+    asked = Adjustments(Adjustment(**one) for one in start["adjusted"])
+    for one in start["adjust"]:
+        asked.ask(Adjustment(**one))
+    link = Link(channel, start["permit"], adjustments=asked)
     capture = Capture(link)
     try:
         _train(start, link)
@@ -58,7 +62,8 @@ def _train(start: dict[str, Any], link: Link) -> None:
     link.wait()
     directory = Path(start["directory"])
     job = fit(
-        spec, places, directory, device=start["device"], resume=resume, publish=link.finish, halts=lambda: link.paused
+        spec, places, directory, device=start["device"], resume=resume, adjustments=link.adjustments, publish=link.finish,
+        halts=lambda: link.paused,
     )  # fmt: skip
     with closing(job):
         for item in job:

@@ -26,7 +26,7 @@ CALLS = {
     ("GET", "/jobs/{job_id}/checkpoints/{which}/{name}"), ("GET", "/catalog"), ("GET", "/workers"),
     ("GET", "/health/live"), ("GET", "/health/ready"),
     ("POST", "/jobs/{job_id}/pause"), ("POST", "/jobs/{job_id}/resume"), ("POST", "/jobs/{job_id}/fork"),
-    ("PATCH", "/jobs/{job_id}"), ("POST", "/workers/{name}/drain"),
+    ("PATCH", "/jobs/{job_id}"), ("PATCH", "/jobs/{job_id}/groups/{group}"), ("POST", "/workers/{name}/drain"),
 }  # fmt: skip
 
 
@@ -76,7 +76,8 @@ def test_what_is_answered_fits_the_models(bench, client, transfer, groups):
     bench.losses(job_id, first=0, losses=[1.0, "nan"])
     bench.epoch(job_id, epoch=0, step=2)
     bench.checkpoint(job_id, epoch=0, step=2, top1=0.5)
-    bench.append(job_id, (2, "rewound", {"to_step": 2}))
+    adjusted = {"id": 1, "group": "head", "step": 2, "changes": {"lr": {"from": 0.01, "to": 0.1}}, "by": "api", "refused": None}
+    bench.append(job_id, (2, "adjusted", adjusted), (2, "rewound", {"to_step": 2}))
     bench.finish(job_id)
     for path, model in [
         (f"/jobs/{job_id}", schemas.Job),
