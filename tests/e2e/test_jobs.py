@@ -28,6 +28,32 @@ def test_a_cancel_takes_a_queued_job_at_once_and_a_running_one_soon(client, spec
     assert caught.value.status == 409
 
 
+def test_the_lr_of_a_running_job_changes_while_it_is_followed(client, spec, until):
+    job = client.submit(
+        spec("people:Slow", training={"epochs": 999}, optimizer={"name": "SGD", "lr": 0.1, "groups": [
+            {"name": "top", "params": "head.*"}, {"name": "low", "params": "hidden.*", "freeze": True}]})
+    )["id"]  # fmt: skip
+    try:
+        until(lambda: client.job(job)["progress"]["step"])
+        asked = [client.adjust(job, "top", {"lr": 0.5, "momentum": 0.9}), client.adjust(job, "low", {"freeze": False})]
+        followed = client.events(job, follow=True, kinds=["adjusted"])
+        told = [next(followed)["data"] for _ in asked]
+        assert [one["id"] for one in told] == [one["id"] for one in asked]
+        assert told[0]["changes"] == {"lr": {"from": 0.1, "to": 0.5}, "momentum": {"from": 0, "to": 0.9}}
+        until(lambda: client.job(job)["progress"]["step"] > told[1]["step"])
+        groups = client.groups(job)
+        assert groups["pending"] == []
+        now = {row["name"]: (row["present"]["lr"], row["present"]["momentum"], row["frozen"]) for row in groups["groups"]}
+        assert now == {"top": (0.5, 0.9, False), "low": (0.1, 0, False)}
+        assert client.job(job)["latest"]["lr"] == {"top": 0.5, "low": 0.1}
+        line = f"Step {told[0]['step']}: group top, lr 0.1 -> 0.5, momentum 0 -> 0.9 (by api)"
+        assert line in list(client.logs(job))
+        with pytest.raises(RefusedError, match="Did you mean 'top'"):
+            client.adjust(job, "to", {"lr": 0.1})
+    finally:
+        client.cancel(job)
+
+
 def test_what_the_training_code_prints_and_warns_is_in_the_log(run, spec):
     _, events = run(spec("people:Chatty"))
     told = [(event["data"]["level"], event["data"]["message"]) for event in events if event["kind"] == "log"]

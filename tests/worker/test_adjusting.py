@@ -1,11 +1,16 @@
-"""Changes to parameter groups, from the database to the trainer and back on both stacks; with a stand-in for the trainer."""
+"""Changes to parameter groups, from the database to the trainer and back on both stacks.
+
+First with a stand-in for the trainer."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import pytest
+
 from core.adjustments import Adjustment
-from store import adjustments, commands
+from store import adjustments, commands, events
 
 
 def ask(bench: Any, job: int, step: int | None = None, **changes: Any) -> int:
@@ -85,3 +90,66 @@ def test_after_a_crash_what_was_done_is_done_again_at_its_step_and_what_was_not_
 
     assert ("info", f"settled [{early}]") in bench.lines(job), "what the checkpoint has behind it is told again, not done again"
     assert [(one["id"], one["step"]) for one in bench.data(job, "adjusted")][2:] == [(late, 20), (open_, 40)]
+
+
+# --- the real trainer ----------------------------------------------------------------------------------------------------------
+
+
+def submit(bench: Any, model: str, note: str = "", **parts: Any) -> int:
+    return bench.submit(
+        dataset={"source": "sklearn:digits", "image_size": 8},
+        model={"name": f"python:plugins:{model}", **({"note": note} if note else {})},
+        optimizer={"name": "SGD", "lr": 0.1, "groups": [{"name": "head", "params": "fc.*"}]},
+        **parts,
+    )
+
+
+def test_the_lr_of_a_running_job_changes_at_the_step_that_the_log_tells(bench: Any) -> None:
+    job = submit(bench, "Slow", training={"epochs": 99}, schedule={"name": "ExponentialLR", "per": "step", "gamma": 0.999})
+    running = bench.run_aside()
+    bench.wait_for(job, "iterations", seconds=60)
+    with bench.database.write() as session:
+        opened = adjustments.open_job(session, job)
+        adjustments.adjust(session, opened, Adjustment("head", {"lr": 0.02}, None, "api"))
+    bench.wait_for(job, "adjusted", seconds=60)
+    step = bench.data(job, "adjusted")[0]["step"]
+    ask(bench, job, step=step + 40, freeze=True)
+    bench.wait_for(job, "adjusted", 2, seconds=60)
+    end(bench, job, running)
+
+    adjusted = bench.data(job, "adjusted")[0]
+    assert adjusted["changes"] == {"lr": {"from": pytest.approx(0.1 * 0.999**step), "to": 0.02}}
+    rates = {data["first"] + len(data["losses"]) - 1: data["lr"] for data in bench.data(job, "iterations")}
+    assert step - 1 in rates, "what comes before the change and what comes after it are told apart"
+    for at, lr in rates.items():
+        assert lr["default"] == pytest.approx(0.1 * 0.999**at)
+        assert lr["head"] == pytest.approx(0.1 * 0.999**at if at < step else 0.02 * 0.999 ** (at - step))
+    assert bench.data(job, "adjusted")[1]["step"] == step + 40
+
+
+def test_a_killed_job_does_its_changes_again_and_nobody_can_tell(bench: Any, tmp_path: Path) -> None:
+    parts = {"training": {"epochs": 3}, "checkpoint": {"every": {"steps": 10}}}
+    jobs = [submit(bench, "KilledOnce", note, **parts) for note in (__file__, str(tmp_path / "killed"))]
+    for job in jobs:
+        for group, step, changes in [
+            ("default", 60, {"momentum": 0.9}),
+            ("head", 72, {"lr": 0.5}),
+            ("default", 73, {"freeze": True}),
+            ("default", 90, {"freeze": False, "weight_decay": 0.01}),
+        ]:
+            with bench.database.write() as session:
+                asked = Adjustment(group, changes, step, "api")
+                adjustments.adjust(session, adjustments.open_job(session, job), asked)
+    for _ in range(3):
+        bench.run()
+
+    whole, killed = jobs
+    assert [bench.job(job).state for job in jobs] == ["succeeded"] * 2
+    assert bench.data(killed, "rewound") == [{"to_step": 70}]
+    assert [data["step"] for data in bench.data(whole, "adjusted")] == [60, 72, 73, 90]
+    assert [data["step"] for data in bench.data(killed, "adjusted")] == [60, 72, 73, 72, 73, 90]
+    with bench.database.read() as session:
+        assert events.losses(session, whole).values.tolist() == events.losses(session, killed).values.tolist()
+    for name in ("model.safetensors", "state.safetensors"):
+        one, other = (bench.settings.data_dir / "jobs" / f"{job}/{attempt}/153" / name for attempt, job in enumerate(jobs, 1))
+        assert one.read_bytes() == other.read_bytes()
