@@ -71,7 +71,7 @@ def test_groups_have_names_of_their_own() -> None:
         ({"loader": {"batchsize": 3}}, "/loader/batchsize", "unknown key. Did you mean 'batch_size'?"),
         ({"loader": {"batch_size": "many"}}, "/loader/batch_size", "valid integer"),
         ({"dataset": {}}, "/dataset/source", "this key is required"),
-        ({"pretrained": {"source": "x", "head": "kept"}}, "/pretrained/head", "'auto', 'keep' or 'reset'"),
+        ({"pretrained": {"source": "x", "head": "kept"}}, "/pretrained/head", "'auto', 'keep', 'reset' or 'rows'"),
         ({"pretrained": {"source": "x", "rename": [["a"]]}}, "/pretrained/rename/0/1", "required"),
         ({"pretrained": {"source": "x", "min_loaded": 2}}, "/pretrained/min_loaded", "less than or equal to 1"),
         ({"optimizer": {"groups": [{}]}}, "/optimizer/groups/0/params", "required"),
