@@ -64,7 +64,7 @@ class TargetEntry(BaseModel):
     """One parameter or persistent buffer of the model, and what became of it."""
 
     key: str
-    kind: Literal["parameter", "buffer"]
+    buffer: bool = Field(default=False, description="A persistent buffer, and no parameter.")
     status: TargetStatus
     shape: list[int]
     source_key: str | None = None
@@ -96,7 +96,7 @@ class ModuleCount(BaseModel):
 
     module: str
     loaded: Count
-    adapted: Count
+    adapted: Count = Count()
     total: Count
 
 

@@ -6,7 +6,7 @@ import fnmatch
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -77,7 +77,7 @@ class Match:
         there = None if source_key is None else self.source.entries[source_key]
         row = TargetEntry(
             key=key,
-            kind=kind_of(key, self.parameters),
+            buffer=key not in self.parameters,
             status="missing",
             shape=list(here.shape),
             source_key=source_key,
@@ -188,11 +188,6 @@ def check_effects(spec: PretrainedSpec, entries: Iterable[TargetEntry]) -> None:
 def parameters_of(model: nn.Module) -> frozenset[str]:
     """The names of the parameters, each name of a tied one."""
     return frozenset(name for name, _ in model.named_parameters(remove_duplicate=False))
-
-
-def kind_of(key: str, parameters: frozenset[str]) -> Literal["parameter", "buffer"]:
-    """What an entry of the state dict is."""
-    return "parameter" if key in parameters else "buffer"
 
 
 def with_ties(model: nn.Module, entries: list[TargetEntry]) -> list[TargetEntry]:

@@ -18,7 +18,7 @@ from core.advice import advice
 from core.errors import SpecError, TransferError
 from core.events import Count, ModuleCount, SourceEntry, SourceStatus, TargetEntry, TargetStatus, TransferData
 from core.loading import load_all_or_nothing
-from core.matching import TAKEN, Match, check_effects, entries_of, kind_of, parameters_of, tied, with_ties
+from core.matching import TAKEN, Match, check_effects, entries_of, parameters_of, tied, with_ties
 from core.renaming import COUNTER, Names, elements, listed
 from core.sources import Source, preprocessing_of, read
 from core.spec import PretrainedSpec
@@ -92,7 +92,7 @@ def from_scratch(model: nn.Module, head: Head) -> TransferData:
     reason = "no pretrained weights are named"
     parameters = parameters_of(model)
     entries = [
-        TargetEntry(key=key, kind=kind_of(key, parameters), status="missing", shape=list(one.shape), reason=reason)
+        TargetEntry(key=key, buffer=key not in parameters, status="missing", shape=list(one.shape), reason=reason)
         for key, one in entries_of(model).items()
     ]
     return _report(None, None, entries, [], head)
