@@ -26,7 +26,7 @@ def advice(
 ) -> str:
     """The rename rules that would bring most of the missing, with what they would bring; else the nearest names of both sides.
 
-    `body` are the keys of the model that count: those outside its head. A rule is named only if the whole plan does better by it.
+    `body` are the keys of the model that count: those outside its head. Rules are named only if half of what could fit then does.
     """
     wanted = {key: targets[key].shape for key in body}
     found = {name: entries[key].shape for name, key in names.source_of.items()}
@@ -38,8 +38,10 @@ def advice(
         except SpecError:
             return _nearest(found, wanted)
         fits = _fits({name: entries[key].shape for name, key in after.source_of.items()}, wanted)
-        if sum(elements(wanted[key]) for key in fits) > sum(elements(wanted[key]) for key in _fits(found, wanted)):
-            share = sum(elements(wanted[key]) for key in fits) / total
+        brought = sum(elements(wanted[key]) for key in fits)
+        could = min(total, sum(map(elements, found.values())))
+        if 2 * brought >= could and brought > sum(elements(wanted[key]) for key in _fits(found, wanted)):
+            share = brought / total
             written = ", ".join(json.dumps(rule) for rule in rules)
             return f'"rename": [{written}] would bring {len(fits)} tensors together, {share:.1%} of the elements outside the head'
     return _nearest(found, wanted)
@@ -113,8 +115,15 @@ def _nearest(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[in
     fits = set(_fits(found, wanted))
     missing = sorted((key for key in wanted if key not in fits), key=lambda key: -elements(wanted[key]))
     free = [name for name in found if name not in fits]
-    pairs = [(key, near[0]) for key in missing[:_NEAREST] if (near := difflib.get_close_matches(key, free, n=1, cutoff=0.5))]
+    pairs = [(key, near) for key in missing[:_NEAREST] if (near := _closest(key, wanted[key], free, found))]
     if not pairs:
         return "rename rules can map the second on to the first"
     shown = ", ".join(f"'{key}' here and '{name}' there" for key, name in pairs)
     return f"the nearest names are {shown}; rename rules can map the second on to the first"
+
+
+def _closest(key: str, shape: tuple[int, ...], free: list[str], found: Mapping[str, tuple[int, ...]]) -> str | None:
+    """The name that is most like `key`: among those of its shape, if there are any."""
+    alike = [name for name in free if found[name] == shape]
+    close = difflib.get_close_matches(key, alike or free, n=1, cutoff=0.0 if alike else 0.5)
+    return close[0] if close else None

@@ -213,6 +213,12 @@ def test_the_rules_that_would_help_are_found_and_do_help(
     assert graft(Blocks(), other, rename=json.loads(advised(said))).loaded_share == 1
 
 
+def test_rules_that_would_bring_little_are_not_advised(faults_of: Faults) -> None:
+    """One bias of the right size in another model's file is chance."""
+    other = {"stem.bias": torch.ones(3), "stem.weight": torch.ones(40, 40)}
+    assert '"rename"' not in faults_of(net(), other, HEAD, min_loaded=0)["/pretrained/source"]
+
+
 def test_without_a_rule_the_nearest_names_of_both_sides_are_told(faults_of: Faults) -> None:
     other = {"bodies.weights": torch.ones(3, 9), "x": torch.ones(2)}
     message = faults_of(net(), other, HEAD, min_loaded=0)["/pretrained/source"]
