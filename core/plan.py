@@ -255,15 +255,16 @@ def _shapes(resolved: JobSpec, spec: JobSpec, classes: int, places: Places) -> n
 
 def _check_source(spec: JobSpec, places: Places) -> None:
     if spec.pretrained is not None:
-        weights.read(spec.pretrained.source, places, shapes_only=True)
+        weights.read(spec.pretrained.source, places, container=spec.pretrained.container, shapes_only=True)
 
 
 def _plan_transfer(model: nn.Module, spec: JobSpec, head: Head, places: Places, dataset: Dataset | None) -> TransferData:
     if spec.pretrained is None:
         return weights.from_scratch(model, head)
-    source = weights.read(spec.pretrained.source, places, shapes_only=True)
+    source = weights.read(spec.pretrained.source, places, container=spec.pretrained.container, shapes_only=True)
     # Without the dataset's classes nothing can be said of the head.
-    wish = spec.pretrained if dataset else spec.pretrained.model_copy(update={"head": "reset"})
+    unknown: dict[str, Any] = {"head": "reset", "classes": None, "class_map": {}}
+    wish = spec.pretrained if dataset else spec.pretrained.model_copy(update=unknown)
     return weights.plan_transfer(model, source, wish, head, dataset.classes if dataset else ()).report
 
 
@@ -308,11 +309,15 @@ def _warnings(spec: JobSpec, transfer: TransferData, groups: list[Group]) -> Ite
         yield "no pretrained weights are named: the model trains from scratch"
     elif not transfer.head:
         yield "the head cannot be told from the rest, because the model does not take num_classes"
-    in_head = tuple(f"{module}." for module in transfer.head)
-    misfits = [one.key for one in transfer.targets if one.status == "reinit" and not one.key.startswith(in_head or "\0")]
-    if misfits:
-        yield f"outside the head {len(misfits)} of the model's entries do not fit and start anew: {weights.listed(misfits)}"
-    loaded = {one.key for one in transfer.targets if one.status == "loaded"}
+    elif (
+        any(one.status == "reinit" and one.shape == one.source_shape for one in transfer.targets)
+        and spec.pretrained.head == "auto"
+    ):
+        yield (
+            "the source's head has the right shape, but starts anew, for its classes are not known to be these; "
+            "'keep' in /pretrained/head would load it, 'rows' those that both have"
+        )
+    loaded = {one.key for one in transfer.targets if one.status in ("loaded", "adapted")}
     frozen = [one.name for group in groups if group.freeze and group.until_epoch is None for one in group.members]
     if stuck := [name for name in frozen if name not in loaded]:
         yield f"frozen at random values, as nothing is loaded into them: {weights.listed(stuck)}"

@@ -19,23 +19,25 @@ from core.catalog import model_names
 from core.errors import SpecError, TransferError, did_you_mean
 from core.places import PinnedWeights, Places
 from core.shapes import shapes_of
-from core.statefiles import POINTER, Entry, Source, load_pickle, read_file, read_safetensors
+from core.statefiles import CONTAINER, POINTER, Entry, Source, load_pickle, read_file, read_safetensors
 from core.tensorfile import sha256_of
 
 __all__ = ["Entry", "Source", "preprocessing_of", "read"]
 
 
-def read(source: str, places: Places, *, shapes_only: bool = False) -> Source:
-    """The weights that `source` names, found and checked.
+def read(source: str, places: Places, *, container: str | None = None, shapes_only: bool = False) -> Source:
+    """The weights that `source` names, found and checked; `container` says where in a pickle they are.
 
     With `shapes_only`, as a plan needs it, files are neither hashed nor downloaded, and a torchvision file need not be there
     where it may be downloaded later. Raises SpecError at /pretrained/source; TransferError where a file's hash is wrong.
     """
     kind, _, rest = source.partition(":")
+    if kind == "file" and rest:
+        return read_file(source, places.input(rest, POINTER), rest, shapes_only, container)
+    if container is not None:
+        raise SpecError.at(CONTAINER, f"it has no effect: '{source}' has no containers; leave it out")
     if kind == "torchvision" and rest:
         return _read_torchvision(source, rest, places, shapes_only)
-    if kind == "file" and rest:
-        return read_file(source, places.input(rest, POINTER), rest, shapes_only)
     if kind == "job" and rest:
         return _read_job(source, _pinned(source, places), shapes_only)
     raise SpecError.at(POINTER, f"'{source}' is no source of weights; write torchvision:NAME/WEIGHTS, file:PATH or job:ID")
@@ -75,7 +77,7 @@ def _read_torchvision(source: str, name: str, places: Places, shapes_only: bool)
     official = shapes_of(partial(_official, model_name, weights))
     entries = {key: Entry(tuple(value.shape), value.dtype) for key, value in official.state_dict().items()}
     if path is None or shapes_only:
-        return Source(source, "torchvision", entries, dict)
+        return Source(source, "torchvision", entries, dict, classes=tuple(weights.meta["categories"]))
     sha = sha256_of(path)
     expected = _hash_prefix(path.name)
     if not sha.startswith(expected):
@@ -91,7 +93,7 @@ def _read_torchvision(source: str, name: str, places: Places, shapes_only: bool)
             raise TransferError(f"{path.name} does not hold the weights of {model_name}: {error}") from error
         return official.state_dict()
 
-    return Source(source, "torchvision", entries, tensors, sha)
+    return Source(source, "torchvision", entries, tensors, sha, classes=tuple(weights.meta["categories"]))
 
 
 def _official(name: str, weights: WeightsEnum) -> nn.Module:
