@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from core import groups as grouping
-from core import weights
+from core import sources, weights
 from core.batches import Loader, Preprocessing, estimate, make_loader, steps_per_epoch
 from core.catalog import build_loss, check_loss
 from core.datasets import Dataset, open_dataset
@@ -22,7 +22,7 @@ from core.errors import DataError, Fault, SpecError, TransferError
 from core.events import GroupsData, TransferData
 from core.hyperparameters import check_optimizer
 from core.models import build_model, find_head, get_model
-from core.places import Places
+from core.places import PinnedWeights, Places
 from core.resolve import resolve
 from core.shapes import shapes_of
 from core.spec import JobSpec, faults_of
@@ -85,7 +85,10 @@ class Plan(BaseModel):
     dataset: DatasetFacts
     preprocessing: PreprocessingFacts
     tier: str
-    transfer: TransferData
+    transfer: TransferData | None
+    """None while nobody here can tell: the file of weights was not fetched yet, and does not begin with what is in it."""
+    pinned: PinnedWeights | None
+    """The pretrained weights, as far as it is known here where they are."""
     groups: GroupsData
     steps: Steps
     lr: dict[str, list[tuple[int, float]]]
@@ -142,7 +145,8 @@ def plan(spec: JobSpec, places: Places) -> Plan:
         faults.collect(lambda: _check_source(spec, places))
         faults.add(faults.collect(lambda: check_optimizer(spec.optimizer)) or [])
         raise SpecError(*faults.found)
-    transfer = faults.collect(lambda: _plan_transfer(model, spec, resolved, places, dataset))
+    known = faults.collect(lambda: spec.pretrained is None or sources.is_here(spec.pretrained.source, places))
+    transfer = faults.collect(lambda: _plan_transfer(model, spec, resolved, places, dataset)) if known else None
     groups = faults.collect(lambda: grouping.resolve(model, spec.optimizer))
     grouping.freeze(groups or [])
     samples = len(dataset.train) if dataset else 2
@@ -153,7 +157,7 @@ def plan(spec: JobSpec, places: Places) -> Plan:
         )
     )  # fmt: skip
     steps = faults.collect(lambda: _steps(spec, samples))
-    if faults.found or not dataset or not transfer or not groups or activations is None or not steps:
+    if faults.found or not dataset or not groups or activations is None or not steps:
         raise SpecError(*faults.found)
     splits = [estimate(images, preprocessing, dataset.channels) for images in (dataset.train, dataset.validation)]
     held = sum(size for size in splits if size <= places.resident_bytes)
@@ -163,6 +167,7 @@ def plan(spec: JobSpec, places: Places) -> Plan:
         preprocessing=PreprocessingFacts(**asdict(preprocessing)),
         tier="resident" if splits[0] <= places.resident_bytes else "streaming",
         transfer=transfer,
+        pinned=sources.pin(spec.pretrained.source, places) if spec.pretrained else None,
         groups=grouping.report(groups, spec.optimizer, torch.device("cpu")),
         steps=steps,
         lr={group.name: [(0, lr), (steps.total, lr)] for group in groups for lr in [group.hyperparameters["lr"]]},
@@ -239,15 +244,15 @@ def _shapes(resolved: JobSpec, spec: JobSpec, classes: int, places: Places) -> n
 
 
 def _check_source(spec: JobSpec, places: Places) -> None:
-    if spec.pretrained is not None:
-        weights.read(spec.pretrained.source, places, shapes_only=True)
+    if spec.pretrained is not None and sources.is_here(spec.pretrained.source, places):
+        sources.read(spec.pretrained.source, places, shapes_only=True)
 
 
 def _plan_transfer(model: nn.Module, spec: JobSpec, resolved: JobSpec, places: Places, dataset: Dataset | None) -> TransferData:
     head = find_head(model, resolved.model, len(dataset.classes) if dataset else _STAND_IN, places)
     if spec.pretrained is None:
         return weights.from_scratch(model, head)
-    source = weights.read(spec.pretrained.source, places, shapes_only=True)
+    source = sources.read(spec.pretrained.source, places, shapes_only=True)
     # Without the dataset's classes nothing can be said of the head.
     wish = spec.pretrained if dataset else spec.pretrained.model_copy(update={"head": "reset"})
     return weights.plan_transfer(model, source, wish, head, dataset.classes if dataset else ()).report
@@ -275,8 +280,20 @@ def _facts(dataset: Dataset) -> DatasetFacts:
     )
 
 
-def _warnings(spec: JobSpec, transfer: TransferData, groups: list[grouping.Group]) -> Iterator[str]:
+def _warnings(spec: JobSpec, transfer: TransferData | None, groups: list[grouping.Group]) -> Iterator[str]:
     """What works, but may not be what was meant."""
+    if transfer is None:
+        yield "the weights are not here yet: what is loaded is checked by the worker, once it has fetched them"
+    else:
+        yield from _transfer_warnings(spec, transfer, groups)
+    for group, name in zip(spec.optimizer.groups, spec.optimizer.group_names, strict=True):
+        if group.freeze and group.keywords:
+            yield f"group '{name}' is frozen: its {', '.join(group.keywords)} has no effect"
+    if spec.loss.name == "NLLLoss" and spec.model.name.startswith("torchvision:"):
+        yield "NLLLoss takes log-probabilities, but torchvision's models give logits; CrossEntropyLoss is what fits them"
+
+
+def _transfer_warnings(spec: JobSpec, transfer: TransferData, groups: list[grouping.Group]) -> Iterator[str]:
     if spec.pretrained is None:
         yield "no pretrained weights are named: the model trains from scratch"
     elif not transfer.head:
@@ -289,8 +306,3 @@ def _warnings(spec: JobSpec, transfer: TransferData, groups: list[grouping.Group
     frozen = [name for group in groups if group.frozen for name, _ in group.parameters]
     if stuck := [name for name in frozen if name not in loaded]:
         yield f"frozen at random values, as nothing is loaded into them: {weights.listed(stuck)}"
-    for group, name in zip(spec.optimizer.groups, spec.optimizer.group_names, strict=True):
-        if group.freeze and group.keywords:
-            yield f"group '{name}' is frozen: its {', '.join(group.keywords)} has no effect"
-    if spec.loss.name == "NLLLoss" and spec.model.name.startswith("torchvision:"):
-        yield "NLLLoss takes log-probabilities, but torchvision's models give logits; CrossEntropyLoss is what fits them"

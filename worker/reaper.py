@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from sandbox import SandboxError
 from store import jobs, leases
 from store.hints import Hints
+from worker.pruning import release_pins
 from worker.runner import Runner
 
 _BEAT = 5.0
@@ -37,6 +38,7 @@ class Reaper:
             _Chore(self._beat, min(_BEAT, settings.poll_seconds)),
             _Chore(self._warm_up, _NEXT_TRY),
             _Chore(self.reap, settings.reap_seconds),
+            _Chore(self.let_go, settings.reap_seconds),
             _Chore(runner.work_aside, settings.poll_seconds),
         )
         self._thread = threading.Thread(target=self._run, name="graft-reaper", daemon=True)
@@ -59,6 +61,11 @@ class Reaper:
             waiting = [queue for queue, states in jobs.counts(session).items() if states.get("queued")]
         for queue in waiting:
             self._hints.send(queue)
+
+    def let_go(self) -> None:
+        """Delete the checkpoints that were kept for other jobs alone, once those have ended."""
+        for path in release_pins(self._runner.database, self._runner.settings.data_dir):
+            log.info("%s: deleted; no job needs it any more", path)
 
     def _beat(self) -> None:
         if self._runner.beat():
