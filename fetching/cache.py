@@ -194,7 +194,7 @@ def _receive(wanted: PinnedWeights, part: BinaryIO, client: Client, watch: Watch
         length = answer.headers.get("content-length", "")
         total = done + int(length) if length.isdecimal() else None
         client.policy.check_size(total or 0)
-        for piece in answer.iter_raw(_PIECE):
+        for piece in answer.iter_raw():  # as they come: a gathered piece would be lost with the connection
             watch.check()
             part.write(piece)
             sha.update(piece)
