@@ -172,11 +172,10 @@ def _url(service: Service, asked: PretrainedSpec) -> PinnedWeights:
 
 def _hub(service: Service, name: hub.HubName) -> PinnedWeights:
     """A copy below the inputs goes before the hub, unless a revision is asked for: only the hub knows those."""
-    places = _places(service)
-    for file in (name.file,) if name.file else ("model.safetensors",):
-        local = PinnedWeights(file=file.rpartition("/")[2], repository=name.repository, local_name=name.local_name(file))
-        if name.revision is None and (path := places.find(local)) is not None:
-            return _hashed(local, path)
+    file = name.file or "model.safetensors"
+    local = PinnedWeights(file=file.rpartition("/")[2], repository=name.repository, local_name=name.local_name(file))
+    if name.revision is None and (path := _places(service).find(local)) is not None:
+        return _hashed(local, path)
     allowed = policy(service)
     try:
         with Client(allowed, read_seconds=_PATIENCE) as client:
@@ -184,9 +183,7 @@ def _hub(service: Service, name: hub.HubName) -> PinnedWeights:
     except RefusedError as error:
         if allowed.download:
             raise
-        raise RefusedError(
-            f"{name.local_name(name.file or 'model.safetensors')} is not here, and {error} (or its folder weights/)"
-        ) from None
+        raise RefusedError(f"{name.local_name(file)} is not here, and {error} (or its folder weights/)") from None
     allowed.check_size(pinned.bytes or 0)
     return pinned
 

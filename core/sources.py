@@ -96,7 +96,7 @@ def _read_published(source: str, places: Places, shapes_only: bool) -> Source:
 def _not_here(official: Published, places: Places) -> str:
     name = official.pinned.local_name
     if places.download:
-        return f"the file {name} was not fetched yet; put it into the inputs directory, or name these weights in a job's spec"
+        return f"the file {name} was not fetched; put it into the inputs directory, or submit the job again: a worker fetches it"
     return (
         f"the file {name} is not here, and downloads are off; put it into the inputs directory (or its folder weights/), "
         "or let the operator set GRAFT_DOWNLOAD=true"

@@ -67,7 +67,6 @@ def look_up(name: HubName, client: Client) -> PinnedWeights:
         url=f"{hub()}/{name.repository}/resolve/{commit}/{quote(file)}",
         repository=name.repository,
         revision=commit,
-        local_name=name.local_name(file),
     )
 
 

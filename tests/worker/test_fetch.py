@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save
+from torchvision.models import squeezenet1_1
 
 from store import commands, jobs
 from store.settings import Settings
@@ -159,3 +161,24 @@ def _until(true: Any) -> None:
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@pytest.mark.slow  # it trains
+def test_a_real_job_trains_on_weights_from_elsewhere(bench: Any, submit: Any, elsewhere: Any) -> None:
+    weights = save(squeezenet1_1().state_dict())
+    sha256 = elsewhere.file("/squeeze.safetensors", weights)
+    source = elsewhere.url("/squeeze.safetensors")
+    spec = bench.make_spec(
+        dataset={"source": "sklearn:digits", "image_size": 32, "validation": 0.9},
+        model={"name": "torchvision:squeezenet1_1"},
+        pretrained={"source": source, "sha256": sha256},
+        loader={"batch_size": 64},
+    )
+    pinned = {source: {"file": "squeeze.safetensors", "sha256": sha256, "url": source}}
+    with bench.database.write() as session:
+        job, _ = jobs.create(session, spec=spec, plan={"steps": {"total": 3}, "pinned": pinned})
+    bench.run()
+
+    (report,) = bench.data(job.id, "transfer")
+    assert (report["sha256"], report["loaded_share"], report["source"]) == (sha256, 1, source)
+    assert bench.job(job.id).state == "succeeded"
