@@ -113,7 +113,7 @@ class TransferData(Data):
 
     kind = "transfer"
     source: str | None = Field(description="As the spec has it; null when the job trains from scratch.")
-    format: Literal["safetensors", "torch", "torchvision"] | None = None
+    format: Literal["safetensors", "torch", "torchvision", "timm"] | None = None
     sha256: str | None = None
     head: list[str] = Field(default=[], description="The modules whose shape depends on the number of classes.")
     loaded_share: float = Field(description="Share of the elements outside the head and `exclude` that came from the source.")

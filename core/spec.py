@@ -125,12 +125,22 @@ class ModelSpec(Named):
 class PretrainedSpec(Part):
     """Where weights come from, and how their names map on to the model's. docs/transfer.md explains each key."""
 
-    source: Name = Field(
+    source: Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_storable)] = Field(
         description=(
-            "`torchvision:NAME/WEIGHTS`, `file:PATH` (below the inputs directory; .safetensors, .pt, .pth), "
-            "`job:ID` or `job:ID@STEP`."
+            "`torchvision:NAME/WEIGHTS`, `timm:NAME`, `file:PATH` (below the inputs directory; .safetensors, .pt, .pth), "
+            "`job:ID`, `job:ID@best`, `@last` or `@STEP`, `https://HOST/PATH` (with `sha256`), "
+            "or `hf:ORG/REPO`, `/FILE` and `@REVISION` after it as you like."
         ),
-        examples=["torchvision:resnet50/IMAGENET1K_V2", "file:lite0.pth", "job:12"],
+        examples=[
+            "torchvision:resnet50/IMAGENET1K_V2",
+            "timm:resnet18.a1_in1k",
+            "file:lite0.pth",
+            "job:12",
+            "hf:timm/resnet18.a1_in1k",
+        ],
+    )
+    sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$"), AfterValidator(str.lower)] | None = Field(
+        default=None, description="Of the file, in hex; with it no other file is taken. `https:` needs it."
     )
     container: Name | None = Field(
         default=None,

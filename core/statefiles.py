@@ -51,7 +51,7 @@ class Source:
     """Pretrained weights. `tensors` reads them, on the CPU; `entries` needed no more than the header."""
 
     name: str
-    format: Literal["safetensors", "torch", "torchvision"]
+    format: Literal["safetensors", "torch", "torchvision", "timm"]
     entries: Mapping[str, Entry]
     tensors: Callable[[], Mapping[str, Tensor]]
     sha256: str | None = None

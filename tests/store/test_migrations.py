@@ -178,7 +178,7 @@ def test_jobs_survive_the_second_revision_and_its_downgrade(empty, make_spec):
     move(empty, "0001")
     states = {made[0]: "running", made[1]: "queued", made[2]: "queued"}
     assert stored(empty) == states
-    move(empty, "0002")
+    move(empty, "head")
     assert stored(empty) == states
     with empty.write() as session:
         assert len(events.read(session, made[2], limit=10)) == 2
@@ -194,7 +194,7 @@ def move(database, revision):
     with engine.begin() as connection:
         using = schema.config()
         using.attributes["connection"] = connection
-        (command.upgrade if revision == "0002" else command.downgrade)(using, revision)
+        (command.upgrade if revision == "head" else command.downgrade)(using, revision)
 
 
 def stored(database):
