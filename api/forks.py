@@ -82,9 +82,8 @@ async def post_fork(
             return jobs.Submission(planned, {"job": job_id, "step": None}, told)
         base = await run_in_threadpool(_base, service, job_id, checkpoint)
         planned = await plans.plan(service, patches.merged(base, patch))
-        pin = planned.pinned.get(planned.source)
-        own = pin is not None and planned.source.partition("@")[0] == f"job:{job_id}"
-        return jobs.Submission(planned, {"job": job_id, "step": pin["step"] if pin is not None and own else None})
+        own = planned.pin is not None and planned.pin.job == job_id
+        return jobs.Submission(planned, {"job": job_id, "step": planned.pin.step if planned.pin is not None and own else None})
 
     return await jobs.submit(service, idempotency_key, digest, make)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from fastapi import APIRouter, Header, Query, Response
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 
-from api import plans, problems, schemas
+from api import pins, plans, problems, schemas
 from api.answers import JsonResponse
 from api.dependencies import INT64, JobId, Service, Svc
 from api.problems import ProblemError
@@ -21,6 +22,7 @@ from core.errors import Fault, did_you_mean
 from core.events import JobState
 from store import adjustments, jobs, workers
 from store.clock import iso
+from store.errors import PinLost
 from store.tables import Job
 
 router = APIRouter(tags=["jobs"])
@@ -42,6 +44,8 @@ CREATED: dict[int | str, dict[str, Any]] = {
     201: {"headers": {"Location": {"description": "The job.", "schema": {"type": "string"}}}},
     200: {"model": schemas.Job, "description": "The job that this Idempotency-Key made before."},
 }
+_PIN_TRIES = 2
+"""Plans that are made again because a checkpoint went meanwhile, before that is an answer."""
 State = Annotated[str | None, Query(description=f"One of {', '.join(schemas.STATES)}.", examples=["running"])]
 
 
@@ -102,10 +106,12 @@ class Submission:
 
 async def submit(service: Service, key: str | None, body_hash: str, make: Callable[[], Awaitable[Submission]]) -> Response:
     """Make a job, or answer the one that this key made before. Raises ProblemError as `make` does."""
-    answer = await run_in_threadpool(_made_before, service, key, body_hash)
-    if answer is None:
-        answer = await run_in_threadpool(_create, service, await make(), key, body_hash)
-    return answer
+    if (answer := await run_in_threadpool(_made_before, service, key, body_hash)) is not None:
+        return answer
+    for _ in range(_PIN_TRIES):
+        with suppress(PinLost):  # pruned while it was planned: its job may have a better one now
+            return await run_in_threadpool(_create, service, await make(), key, body_hash)
+    return await run_in_threadpool(_create, service, await make(), key, body_hash)
 
 
 def digest(body: Any) -> str:
@@ -134,6 +140,7 @@ def view(session: Session, job: Job, served: Collection[str] | None = None) -> d
         "attempt": job.attempt,
         "failures": job.failures,
         "failure": job.failure,
+        "pinned": pins.view(job.plan.get("pinned", {})),
         "forked_from": job.forked_from,
         "ran_seconds": round(jobs.ran_seconds(session, job), 3),
         "position": jobs.position(session, job),
@@ -159,7 +166,10 @@ def _made_before(service: Service, key: str | None, body_hash: str) -> Response 
 def _create(service: Service, made: Submission, key: str | None, body_hash: str) -> Response:
     spec, facts = made.planned.spec, made.planned.facts
     with service.database.write() as session:
-        job, new = jobs.create(session, spec=spec, plan=facts, key=key, body_hash=body_hash, forked_from=made.forked_from)
+        job, new = jobs.create(
+            session, spec=spec, plan=facts, key=key, body_hash=body_hash,
+            forked_from=made.forked_from, pinned=made.planned.pin,
+        )  # fmt: skip
         if new:
             adjustments.adopt(session, job, made.adjustments)
     if new:  # after the commit, so that the worker finds what it is told of

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -13,17 +13,16 @@ from fastapi import APIRouter, Depends, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import ValidationError
 
-from api import examples, problems, schemas
+from api import examples, pins, problems, schemas
 from api.answers import JsonResponse
 from api.body import json_object
-from api.checkpoints import choose
-from api.dependencies import INT64, Service, Svc
+from api.dependencies import Service, Svc
 from api.problems import ProblemError
 from core.errors import Fault
+from core.places import PinnedWeights
 from core.spec import JobSpec, faults_of
 from sandbox import CallFailed, CallKilled, CallRefused, CallTimeout, Limits, SandboxError
-from store import events, jobs
-from store.errors import NotFound
+from store.pins import Pin
 
 log = logging.getLogger(__name__)
 router = APIRouter(tags=["plans"])
@@ -36,12 +35,11 @@ SPEC_BODY: dict[str, Any] = {
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobSpec"}, "examples": examples.SPECS}},
     }
 }
-SOURCE = "/pretrained/source"
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A spec that can work: with every default filled in, what the plan found, and earlier jobs' weights as they lie now."""
+    """A spec that can work: with every default filled in, what the plan found, and its source of weights as it is now."""
 
     spec: dict[str, Any]
     plan: dict[str, Any]
@@ -56,10 +54,17 @@ class Planned:
     def facts(self) -> dict[str, Any]:
         """What is kept with the job: all but the spec and the long lists, which the log has."""
         plan = {key: value for key, value in self.plan.items() if key not in {"spec", "lr", "momentum"}}
-        plan["transfer"] = {key: value for key, value in plan["transfer"].items() if key not in {"targets", "sources"}}
+        if plan["transfer"] is not None:
+            plan["transfer"] = {key: value for key, value in plan["transfer"].items() if key not in {"targets", "sources"}}
         groups = [{key: value for key, value in row.items() if key != "parameters"} for row in plan["groups"]["groups"]]
         plan["groups"] = {**plan["groups"], "groups": groups, "parameters": []}
         return {**plan, "pinned": self.pinned}
+
+    @property
+    def pin(self) -> Pin | None:
+        """The checkpoint that must be kept for it."""
+        pinned = self.pinned.get(self.source, {})
+        return Pin(pinned["job"], pinned["step"]) if "job" in pinned else None
 
 
 @router.post(
@@ -85,10 +90,31 @@ async def plan(service: Service, body: Mapping[str, Any]) -> Planned:
         spec = JobSpec.model_validate(body)
     except ValidationError as error:
         raise ProblemError.of_faults("invalid-spec", faults_of(error)) from None
-    pinned = await run_in_threadpool(_pin, service, spec)
-    payload = {"spec": body, "places": {**service.settings.places(), "pinned": pinned}}
-    found = await ask(service, "core.plan:plan_request", payload)
-    return Planned(spec=found["spec"], plan=found, pinned=pinned)
+    pinned = await run_in_threadpool(pins.pin, service, spec)
+    async with _readable(service, pinned) as known:
+        named = {} if spec.pretrained is None or known is None else {spec.pretrained.source: known.model_dump(mode="json")}
+        payload = {"spec": body, "places": {**service.settings.places(), "pinned": named}}
+        found = await ask(service, "core.plan:plan_request", payload)
+    if pinned is None and found["pinned"] is not None:
+        official = PinnedWeights.model_validate(found["pinned"])
+        pinned = await run_in_threadpool(pins.complete, service, spec, official)
+    stored = {} if spec.pretrained is None or pinned is None else {spec.pretrained.source: _stored(pinned)}
+    return Planned(spec=found["spec"], plan={**found, "pinned": pins.view(stored)}, pinned=stored)
+
+
+@asynccontextmanager
+async def _readable(service: Service, pinned: PinnedWeights | None) -> AsyncIterator[PinnedWeights | None]:
+    """`pins.readable`, whose ways in and out ask the network and the disk."""
+    manager = pins.readable(service, pinned)
+    known = await run_in_threadpool(manager.__enter__)
+    try:
+        yield known
+    finally:
+        await run_in_threadpool(manager.__exit__, None, None, None)
+
+
+def _stored(pinned: PinnedWeights) -> dict[str, Any]:
+    return pinned.model_dump(mode="json", exclude_defaults=True)
 
 
 async def ask(service: Service, target: str, payload: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,32 +149,3 @@ def _failed(service: Service, error: CallFailed) -> ProblemError:
         return ProblemError(422, "plan-memory", f"planning this takes more than {size} MiB (GRAFT_PLAN_MEMORY)")
     hint = f" {error.hint}" if error.hint else ""
     return ProblemError(422, "plan-failed", f"this cannot be planned: {error}.{hint}")
-
-
-def _pin(service: Service, spec: JobSpec) -> dict[str, Any]:
-    """The weights of an earlier job as they lie now: of its best checkpoint for `job:ID`, else of `job:ID@WHICH`."""
-    source = "" if spec.pretrained is None else spec.pretrained.source
-    if not source.startswith("job:"):
-        return {}
-    named = re.fullmatch(r"job:([0-9]{1,19})(?:@([0-9]{1,18}|best|last))?", source)
-    if named is None or int(named[1]) > INT64:
-        raise _refused(f"'{source}' names no job; write job:ID or job:ID@STEP, with the number that GET /jobs shows")
-    job_id = int(named[1])
-    try:
-        with service.database.read() as session:
-            job = jobs.get(session, job_id)
-            found = events.checkpoints(session, job_id)
-    except NotFound:
-        raise _refused(f"there is no job {job_id}") from None
-    if not found:
-        raise _refused(f"job {job_id} is {job.state} and has no checkpoint yet; its checkpoint.every says when one is written")
-    chosen = choose(found, named[2] or "best")
-    if chosen is None:
-        steps = ", ".join(str(item["step"]) for item in found)
-        raise _refused(f"job {job_id} keeps no checkpoint '{named[2]}'; it keeps those of steps {steps}")
-    path = service.settings.data_dir / chosen["path"]
-    return {source: {"path": str(path), "sha256": chosen["sha256"], "step": chosen["step"]}}
-
-
-def _refused(message: str) -> ProblemError:
-    return ProblemError.of_faults("invalid-spec", [Fault(SOURCE, message)])

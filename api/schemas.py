@@ -68,6 +68,23 @@ class ForkedFrom(BaseModel):
     step: int | None = Field(description="Of the checkpoint whose weights it began with; null where it took none.")
 
 
+class Pinned(BaseModel):
+    """The pretrained weights as they were when the job was submitted; null is what was not known then, or does not apply.
+
+    A job takes these bytes and no others: a file that has changed since fails it.
+    """
+
+    source: str = Field(description="As the spec has it.")
+    file: str | None = Field(description="The file's name.")
+    sha256: str | None = Field(description="Of the file, or of the checkpoint's weights.")
+    bytes: int | None
+    url: str | None = Field(description="From where a worker fetches it, if it is not here.")
+    repository: str | None = Field(description="On the Hugging Face hub.")
+    revision: str | None = Field(description="The commit in it.")
+    job: int | None = Field(description="Whose checkpoint it is. It is kept at least until this job has ended.")
+    step: int | None = Field(description="Of the checkpoint.")
+
+
 class Job(BaseModel):
     """A job."""
 
@@ -84,6 +101,7 @@ class Job(BaseModel):
     attempt: int = Field(description="How often a worker has taken it.")
     failures: int = Field(description="Lost attempts in a row; at `spec.resources.max_attempts` the job fails.")
     failure: Failure | None
+    pinned: Pinned | None = Field(description="The pretrained weights as they were pinned; null where it trains from scratch.")
     forked_from: ForkedFrom | None = Field(description="Where a fork comes from.")
     ran_seconds: float = Field(
         description="How long it has run, over all attempts, without waiting and pauses: what `spec.resources.max_hours` limits."
@@ -266,7 +284,10 @@ class Plan(BaseModel):
     dataset: DatasetFacts
     preprocessing: Preprocessing
     tier: Literal["resident", "streaming"] = Field(description="Whether the dataset is held decoded in memory.")
-    transfer: TransferData
+    transfer: TransferData | None = Field(
+        description="null while nobody can tell: the file was not fetched yet, and does not begin with what is in it."
+    )
+    pinned: Pinned | None = Field(description="The pretrained weights as a job would be pinned to them.")
     groups: GroupsData
     steps: Steps
     lr: dict[str, list[tuple[int, float]]] = Field(

@@ -20,8 +20,10 @@ _PARAMETERS_WIDTH = 30
 _NUMBER = re.compile(r"\d+")
 
 
-def transfer_view(transfer: Json) -> RenderableType:
+def transfer_view(transfer: Json | None) -> RenderableType:
     """A line that sums up, a row per module with its share as a bar, then what was not loaded, collapsed."""
+    if transfer is None:
+        return Text("Pretrained weights: not fetched yet; the worker says what was loaded, once it has them.", style="dim")
     if transfer["source"] is None:
         return Text("From scratch: no pretrained weights.", style="dim")
     sources = transfer["source_totals"]

@@ -54,19 +54,22 @@ class StateData(Data):
 
 
 TargetStatus = Literal["loaded", "adapted", "reinit", "missing", "excluded"]
-Adapter = Literal["head_rows", "in_channels", "position_embedding", "patch_embedding"]
+"""As it came; made to fit by an adapter; there, but started anew; not there; not wanted."""
 SourceStatus = Literal["used", "dropped", "unexpected"]
+"""Loaded or adapted; kept out by a rule, the head or `exclude`; of no use to this model."""
+Adapter = Literal["head_rows", "in_channels", "position_embedding", "patch_embedding"]
 
 
 class TargetEntry(BaseModel):
     """One parameter or persistent buffer of the model, and what became of it."""
 
     key: str
+    buffer: bool = Field(default=False, description="A persistent buffer, and no parameter.")
     status: TargetStatus
     shape: list[int]
     source_key: str | None = None
     source_shape: list[int] | None = None
-    reason: str | None = Field(default=None, description="Why it was not loaded.")
+    reason: str | None = Field(default=None, description="Why it was not loaded, or what was done to load it.")
     cast: str | None = Field(default=None, description="`float16 -> float32` where the dtypes differ.")
     adapter: Adapter | None = Field(default=None, description="What made the source's tensor fit, where it is adapted.")
 
@@ -77,7 +80,7 @@ class SourceEntry(BaseModel):
     key: str
     status: SourceStatus
     shape: list[int]
-    renamed: str | None = Field(default=None, description="Its name after the rename rules, where they changed it.")
+    renamed: str | None = Field(default=None, description="Its name after all steps, where they changed it.")
     reason: str | None = None
 
 
@@ -93,13 +96,14 @@ class ModuleCount(BaseModel):
 
     module: str
     loaded: Count
+    adapted: Count = Count()
     total: Count
 
 
 class TransferStep(BaseModel):
     """One thing that was done to the source's names before they were compared with the model's."""
 
-    kind: Literal["container", "wrapper", "prefix", "select", "rename", "drop", "suffix"]
+    kind: Literal["container", "wrapper", "select", "rename", "drop", "prefix", "suffix"]
     detail: str = Field(description="The rule, or what was found: `module`, `+encoder.`, `^encoder\\. -> `.")
     keys: int = Field(description="How many names it changed, or took out.")
 
@@ -109,12 +113,13 @@ class TransferData(Data):
 
     kind = "transfer"
     source: str | None = Field(description="As the spec has it; null when the job trains from scratch.")
-    format: Literal["safetensors", "torch", "torchvision"] | None = None
+    format: Literal["safetensors", "torch", "torchvision", "timm"] | None = None
     sha256: str | None = None
     head: list[str] = Field(default=[], description="The modules whose shape depends on the number of classes.")
-    loaded_share: float = Field(description="Share of the elements outside the head that came from the source.")
+    loaded_share: float = Field(description="Share of the elements outside the head and `exclude` that came from the source.")
     totals: dict[TargetStatus, Count]
     source_totals: dict[SourceStatus, Count]
+    casts: dict[str, Count] = Field(default={}, description="What was loaded into another dtype: `float16 -> float32`.")
     modules: list[ModuleCount]
     steps: list[TransferStep] = Field(default=[], description="In order, what brought the source's names to the model's.")
     targets: list[TargetEntry]

@@ -57,7 +57,7 @@ def get_model(spec: JobSpec, classes: int, places: Places, names: tuple[str, ...
     head = find_head(model, spec.model, classes, places)
     if spec.pretrained is None:
         return model, weights.from_scratch(model, head)
-    source = weights.read(spec.pretrained.source, places)
+    source = weights.read(spec.pretrained.source, places, container=spec.pretrained.container)
     plan = weights.plan_transfer(model, source, spec.pretrained, head, names)
     weights.apply_transfer(model, source, plan)
     return model, plan.report

@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from core.errors import SpecError
 
+_ENDINGS = {".safetensors": ".safetensors", ".pt": ".pt", ".pth": ".pth", ".bin": ".pt", ".tar": ".pth"}
+"""Endings of files of weights, and what they are kept under: `.bin` and `.pth.tar` are what torch.save wrote, too."""
+
 
 class PinnedWeights(BaseModel):
-    """Weights of an earlier job, as they were found when this one was submitted."""
+    """Pretrained weights as they were found when the job was submitted. What could not be known then is None."""
 
     model_config = ConfigDict(frozen=True)
-    path: Path
-    sha256: str
-    step: int
+
+    path: Path | None = None
+    """Where they lie on this machine: a file, or the directory of a job's checkpoint."""
+    file: str | None = None
+    """The file's name, for people and for its ending."""
+    sha256: str | None = None
+    sha256_begins: str = ""
+    """What the file's official name says of its hash, where the whole hash is not known."""
+    bytes: int | None = None
+    url: str | None = None
+    repository: str | None = None
+    """`ORG/NAME` on the Hugging Face hub."""
+    revision: str | None = None
+    """The commit in it."""
+    local_name: str | None = None
+    """Under this name a copy is looked for below the inputs root and in its folder `weights`, before any download."""
+    job: int | None = None
+    step: int | None = None
+    """Of the job's checkpoint."""
+
+    @property
+    def cache_names(self) -> list[str]:
+        """The file's names in the cache: by its own hash, where that is known, and by that of its URL."""
+        ending = _ENDINGS.get(Path(self.file or "").suffix, ".safetensors")
+        names = [] if self.sha256 is None else [f"{self.sha256}{ending}"]
+        return names if self.url is None else [*names, f"url-{hashlib.sha256(self.url.encode()).hexdigest()}{ending}"]
 
 
 class Places(BaseModel):
@@ -30,7 +58,20 @@ class Places(BaseModel):
     download: bool = False
     resident_bytes: int = 4 << 30
     pinned: dict[str, PinnedWeights] = {}
-    """`job:ID` sources by their text in the spec."""
+    """Sources of weights by their text in the spec."""
+
+    @property
+    def weights_cache(self) -> Path:
+        """What was fetched, each file under its `cache_names`. It may be deleted at any time."""
+        return self.cache / "weights"
+
+    def find(self, pinned: PinnedWeights) -> Path | None:
+        """The file of weights that was published elsewhere, if it lies here: below the inputs root, fetched, or torch.hub's."""
+        candidates = [self.weights_cache / name for name in pinned.cache_names]
+        if pinned.local_name is not None:
+            beside = (self.inputs, self.inputs / "weights", _torch_hub())
+            candidates = [*(folder / pinned.local_name for folder in beside), *candidates]
+        return next((path for path in candidates if path.is_file()), None)
 
     def input(self, path: str, pointer: str) -> Path:
         """The file or folder at `path`, which is relative to the inputs root and may not leave it (links resolved).
@@ -49,6 +90,12 @@ class Places(BaseModel):
         if not there:
             raise SpecError.at(pointer, f"'{path}' is not below the inputs directory{_beside(found, root)}")
         return found
+
+
+def _torch_hub() -> Path:
+    """Where torch.hub keeps what a notebook downloaded (torch/hub.py, `get_dir`)."""
+    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "torch"
+    return Path(home).expanduser() / "hub" / "checkpoints"
 
 
 def _beside(missing: Path, root: Path) -> str:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from core import groups as grouping
-from core import schedules, weights
+from core import schedules, sources, weights
 from core.assignment import Group
 from core.assignment import resolve as resolve_groups
 from core.batches import Loader, Preprocessing, estimate, make_loader, steps_per_epoch
@@ -26,7 +26,7 @@ from core.events import GroupsData, TransferData
 from core.freezing import freeze
 from core.hyperparameters import check_optimizer
 from core.models import Head, build_model, find_head, get_model
-from core.places import Places
+from core.places import PinnedWeights, Places
 from core.resolve import resolve
 from core.shapes import shapes_of
 from core.spec import JobSpec, faults_of
@@ -91,7 +91,10 @@ class Plan(BaseModel):
     dataset: DatasetFacts
     preprocessing: PreprocessingFacts
     tier: str
-    transfer: TransferData
+    transfer: TransferData | None
+    """None while nobody here can tell: the file of weights was not fetched yet, and does not begin with what is in it."""
+    pinned: PinnedWeights | None
+    """The pretrained weights, as far as it is known here where they are."""
     groups: GroupsData
     steps: Steps
     lr: dict[str, list[tuple[int, float]]]
@@ -155,7 +158,8 @@ def plan(spec: JobSpec, places: Places) -> Plan:
         faults.add(faults.collect(lambda: check_optimizer(spec.optimizer)) or [])
         raise SpecError(*faults.found)
     head = faults.collect(lambda: find_head(model, resolved.model, classes, places)) or Head(frozenset(), ())
-    transfer = faults.collect(lambda: _plan_transfer(model, spec, head, places, dataset))
+    known = faults.collect(lambda: spec.pretrained is None or sources.is_here(spec.pretrained.source, places))
+    transfer = faults.collect(lambda: _plan_transfer(model, spec, head, places, dataset)) if known else None
     groups = faults.collect(lambda: resolve_groups(model, spec.optimizer, head.modules))
     freeze(model, groups or [], spec.training.epochs - 1)  # the most that will train at once: it takes the most memory
     samples = len(dataset.train) if dataset else 2
@@ -168,7 +172,7 @@ def plan(spec: JobSpec, places: Places) -> Plan:
     steps = faults.collect(lambda: _steps(spec, samples))
     if dataset and groups and steps:
         groups = faults.collect(partial(schedules.assign, groups, spec, steps.per_epoch))
-    if faults.found or not dataset or not transfer or not groups or activations is None or not steps:
+    if faults.found or not dataset or not groups or activations is None or not steps:
         raise SpecError(*faults.found)
     splits = [estimate(images, preprocessing, dataset.channels) for images in (dataset.train, dataset.validation)]
     held = sum(size for size in splits if size <= places.resident_bytes)
@@ -178,6 +182,7 @@ def plan(spec: JobSpec, places: Places) -> Plan:
         preprocessing=PreprocessingFacts(**asdict(preprocessing)),
         tier="resident" if splits[0] <= places.resident_bytes else "streaming",
         transfer=transfer,
+        pinned=sources.pin(spec.pretrained.source, places) if spec.pretrained else None,
         groups=grouping.report(groups, spec.optimizer, torch.device("cpu")),
         steps=steps,
         **_curves(groups, steps.total),
@@ -254,16 +259,17 @@ def _shapes(resolved: JobSpec, spec: JobSpec, classes: int, places: Places) -> n
 
 
 def _check_source(spec: JobSpec, places: Places) -> None:
-    if spec.pretrained is not None:
-        weights.read(spec.pretrained.source, places, shapes_only=True)
+    if spec.pretrained is not None and sources.is_here(spec.pretrained.source, places):
+        sources.read(spec.pretrained.source, places, container=spec.pretrained.container, shapes_only=True)
 
 
 def _plan_transfer(model: nn.Module, spec: JobSpec, head: Head, places: Places, dataset: Dataset | None) -> TransferData:
     if spec.pretrained is None:
         return weights.from_scratch(model, head)
-    source = weights.read(spec.pretrained.source, places, shapes_only=True)
+    source = sources.read(spec.pretrained.source, places, container=spec.pretrained.container, shapes_only=True)
     # Without the dataset's classes nothing can be said of the head.
-    wish = spec.pretrained if dataset else spec.pretrained.model_copy(update={"head": "reset"})
+    unknown: dict[str, Any] = {"head": "reset", "classes": None, "class_map": {}}
+    wish = spec.pretrained if dataset else spec.pretrained.model_copy(update=unknown)
     return weights.plan_transfer(model, source, wish, head, dataset.classes if dataset else ()).report
 
 
@@ -302,20 +308,12 @@ def _facts(dataset: Dataset) -> DatasetFacts:
     )
 
 
-def _warnings(spec: JobSpec, transfer: TransferData, groups: list[Group]) -> Iterator[str]:
+def _warnings(spec: JobSpec, transfer: TransferData | None, groups: list[Group]) -> Iterator[str]:
     """What works, but may not be what was meant."""
-    if spec.pretrained is None:
-        yield "no pretrained weights are named: the model trains from scratch"
-    elif not transfer.head:
-        yield "the head cannot be told from the rest, because the model does not take num_classes"
-    in_head = tuple(f"{module}." for module in transfer.head)
-    misfits = [one.key for one in transfer.targets if one.status == "reinit" and not one.key.startswith(in_head or "\0")]
-    if misfits:
-        yield f"outside the head {len(misfits)} of the model's entries do not fit and start anew: {weights.listed(misfits)}"
-    loaded = {one.key for one in transfer.targets if one.status == "loaded"}
-    frozen = [one.name for group in groups if group.freeze and group.until_epoch is None for one in group.members]
-    if stuck := [name for name in frozen if name not in loaded]:
-        yield f"frozen at random values, as nothing is loaded into them: {weights.listed(stuck)}"
+    if transfer is None:
+        yield "the weights are not here yet: what is loaded is checked by the worker, once it has fetched them"
+    else:
+        yield from _transfer_warnings(spec, transfer, groups)
     for name, group in zip(spec.optimizer.group_names, spec.optimizer.groups, strict=True):
         given = [*group.keywords, *(["schedule"] if group.schedule else [])]
         if group.until_epoch is None and group.freeze and given:
@@ -324,3 +322,22 @@ def _warnings(spec: JobSpec, transfer: TransferData, groups: list[Group]) -> Ite
             yield f"group '{name}' is frozen for {group.until_epoch} of {spec.training.epochs} epochs: it never trains"
     if spec.loss.name == "NLLLoss" and spec.model.name.startswith("torchvision:"):
         yield "NLLLoss takes log-probabilities, but torchvision's models give logits; CrossEntropyLoss is what fits them"
+
+
+def _transfer_warnings(spec: JobSpec, transfer: TransferData, groups: list[Group]) -> Iterator[str]:
+    if spec.pretrained is None:
+        yield "no pretrained weights are named: the model trains from scratch"
+    elif not transfer.head:
+        yield "the head cannot be told from the rest, because the model does not take num_classes"
+    elif (
+        any(one.status == "reinit" and one.shape == one.source_shape for one in transfer.targets)
+        and spec.pretrained.head == "auto"
+    ):
+        yield (
+            "the source's head has the right shape, but starts anew, for its classes are not known to be these; "
+            "'keep' in /pretrained/head would load it, 'rows' those that both have"
+        )
+    loaded = {one.key for one in transfer.targets if one.status in ("loaded", "adapted")}
+    frozen = [one.name for group in groups if group.freeze and group.until_epoch is None for one in group.members]
+    if stuck := [name for name in frozen if name not in loaded]:
+        yield f"frozen at random values, as nothing is loaded into them: {weights.listed(stuck)}"

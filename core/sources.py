@@ -1,141 +1,128 @@
-"""Where pretrained weights come from: each kind of source, found, checked and read."""
+"""Where pretrained weights come from: each kind of source, found, checked and read.
+
+Everything here reads local files. What lies elsewhere is pinned when a job is submitted and fetched for it before it trains
+(`Places.pinned`, `Places.find`).
+"""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torchvision import models as vision
-from torchvision.models import WeightsEnum
-
 from core.batches import Preprocessing
-from core.catalog import model_names
-from core.errors import SpecError, TransferError, did_you_mean
+from core.errors import SpecError, TransferError
 from core.places import PinnedWeights, Places
+from core.published import SCHEMES, Published, published
 from core.shapes import shapes_of
-from core.statefiles import POINTER, Entry, Source, load_pickle, read_file, read_safetensors
+from core.statefiles import CONTAINER, POINTER, Entry, Source, read_file, read_safetensors
 from core.tensorfile import sha256_of
 
-__all__ = ["Entry", "Source", "preprocessing_of", "read"]
+__all__ = ["Entry", "Source", "is_here", "pin", "preprocessing_of", "read"]
+
+_FORMS = "torchvision:NAME/WEIGHTS, timm:NAME, file:PATH, job:ID, https://HOST/PATH or hf:ORG/REPO"
 
 
-def read(source: str, places: Places, *, shapes_only: bool = False) -> Source:
-    """The weights that `source` names, found and checked.
+def read(source: str, places: Places, *, container: str | None = None, shapes_only: bool = False) -> Source:
+    """The weights that `source` names, found and checked; `container` says where in a pickle they are.
 
-    With `shapes_only`, as a plan needs it, files are neither hashed nor downloaded, and a torchvision file need not be there
-    where it may be downloaded later. Raises SpecError at /pretrained/source; TransferError where a file's hash is wrong.
+    With `shapes_only`, as a plan needs it, files are not hashed, and official weights need not be there where they may be
+    fetched later. Raises SpecError at /pretrained/source; TransferError where a file is not the one that was pinned.
     """
     kind, _, rest = source.partition(":")
-    if kind == "torchvision" and rest:
-        return _read_torchvision(source, rest, places, shapes_only)
     if kind == "file" and rest:
-        return read_file(source, places.input(rest, POINTER), rest, shapes_only)
+        return _checked(read_file(source, places.input(rest, POINTER), rest, shapes_only, container), places)
+    if kind in {"https", "hf"} and rest:
+        pinned = _elsewhere(source, places)
+        path = pinned.path or places.find(pinned)
+        if path is None:
+            raise SpecError.at(POINTER, f"{pinned.file} of '{source}' was not fetched yet")
+        return _checked(read_file(source, path, pinned.file or path.name, shapes_only, container), places)
+    if container is not None:
+        raise SpecError.at(CONTAINER, f"it has no effect: '{source}' has no containers; leave it out")
+    if kind in SCHEMES and rest:
+        return _read_published(source, places, shapes_only)
     if kind == "job" and rest:
         return _read_job(source, _pinned(source, places), shapes_only)
-    raise SpecError.at(POINTER, f"'{source}' is no source of weights; write torchvision:NAME/WEIGHTS, file:PATH or job:ID")
+    raise SpecError.at(POINTER, f"'{source}' is no source of weights; write {_FORMS}")
+
+
+def is_here(source: str, places: Places) -> bool:
+    """Whether `read` can tell shapes now. Only a file from elsewhere, that is still there alone, has to be fetched first."""
+    if not source.startswith(("https:", "hf:")):
+        return True
+    pinned = _elsewhere(source, places)
+    return (pinned.path or places.find(pinned)) is not None
+
+
+def pin(source: str, places: Places) -> PinnedWeights | None:
+    """The weights as a job would take them, as far as it can be told here; `path` is where a copy lies already."""
+    if source.partition(":")[0] not in SCHEMES:
+        return places.pinned.get(source)
+    found = published(source).pinned
+    return found.model_copy(update={"path": places.find(found)})
 
 
 def preprocessing_of(source: str, places: Places) -> Preprocessing | None:
     """The image size and normalisation that the weights were trained with, or None where the source does not say."""
-    kind, _, rest = source.partition(":")
-    if kind == "torchvision":
-        preset = torchvision_weights(rest)[1].transforms()
-        size = preset.crop_size
-        side = size[-1] if isinstance(size, list | tuple) else size
-        return Preprocessing(int(side), _triple(preset.mean), _triple(preset.std))
+    kind = source.partition(":")[0]
+    if kind in SCHEMES:
+        return published(source).preprocessing
     if kind == "job":
         known = _model_card(_pinned(source, places)).get("preprocessing")
         return Preprocessing(int(known["size"]), _triple(known["mean"]), _triple(known["std"])) if known else None
     return None
 
 
-def torchvision_weights(name: str) -> tuple[str, WeightsEnum]:
-    """The model and the weights that `NAME/WEIGHTS` means. Raises SpecError with the names that there are."""
-    model, _, weights = name.partition("/")
-    known = model_names()
-    if model not in known:
-        raise SpecError.at(POINTER, f"torchvision has no classification model '{model}'.{did_you_mean(model, known)}")
-    enum = vision.get_model_weights(model)
-    if weights not in enum.__members__:
-        hint = did_you_mean(weights, enum.__members__) if weights else f" Known: {', '.join(enum.__members__)}."
-        raise SpecError.at(POINTER, f"'{name}' names no weights of {model}; write torchvision:{model}/WEIGHTS.{hint}")
-    return model, enum[weights]
-
-
-def _read_torchvision(source: str, name: str, places: Places, shapes_only: bool) -> Source:
-    """As the official model names them: torchvision itself renames what older files call otherwise."""
-    model_name, weights = torchvision_weights(name)
-    path = _find_download(weights.url, places, shapes_only)
-    official = shapes_of(partial(_official, model_name, weights))
-    entries = {key: Entry(tuple(value.shape), value.dtype) for key, value in official.state_dict().items()}
+def _read_published(source: str, places: Places, shapes_only: bool) -> Source:
+    """As the official model names them."""
+    official = published(source)
+    pinned = places.pinned.get(source, official.pinned)
+    path = pinned.path or places.find(pinned)
+    if path is None and not (shapes_only and places.download):
+        raise SpecError.at(POINTER, _not_here(official, places))
+    state = shapes_of(official.build).state_dict()
+    entries = {key: Entry(tuple(value.shape), value.dtype) for key, value in state.items()}
     if path is None or shapes_only:
-        return Source(source, "torchvision", entries, dict)
-    sha = sha256_of(path)
-    expected = _hash_prefix(path.name)
-    if not sha.startswith(expected):
+        return Source(source, official.library, entries, dict, classes=official.classes)
+    here = path
+    sha256 = sha256_of(here)
+    if not sha256.startswith(pinned.sha256_begins):
         raise TransferError(
-            f"{path.name} has the SHA-256 {sha[:16]}…, its name says {expected}…: the file is damaged",
+            f"{here.name} has the SHA-256 {sha256[:16]}…, its name says {pinned.sha256_begins}…: the file is damaged",
             "Delete the file, and fetch it again.",
         )
-
-    def tensors() -> Mapping[str, Tensor]:
-        try:
-            official.load_state_dict(_undotted(load_pickle(path, path.name)), strict=True, assign=True)
-        except RuntimeError as error:
-            raise TransferError(f"{path.name} does not hold the weights of {model_name}: {error}") from error
-        return official.state_dict()
-
-    return Source(source, "torchvision", entries, tensors, sha)
+    loaded = Source(source, official.library, entries, lambda: official.load(here), sha256, official.classes)
+    return _checked(loaded, places)
 
 
-def _official(name: str, weights: WeightsEnum) -> nn.Module:
-    """The model as its weights were trained, which for a few differs from the builder's defaults."""
-    keywords: dict[str, Any] = {"num_classes": len(weights.meta["categories"])}
-    if name.startswith("vit"):
-        keywords["image_size"] = weights.meta["min_size"][0]
-    elif name in {"googlenet", "inception_v3"}:
-        keywords |= {"aux_logits": True, "init_weights": False}
-    model: nn.Module = vision.get_model_builder(name)(**keywords)
-    return model
+def _not_here(official: Published, places: Places) -> str:
+    name = official.pinned.local_name
+    if places.download:
+        return f"the file {name} was not fetched; put it into the inputs directory, or submit the job again: a worker fetches it"
+    return (
+        f"the file {name} is not here, and downloads are off; put it into the inputs directory (or its folder weights/), "
+        "or let the operator set GRAFT_DOWNLOAD=true"
+    )
 
 
-def _undotted(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """DenseNet's files say `norm.1` where the model says `norm1` (torchvision/models/densenet.py, `_load_state_dict`)."""
-    return {re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", key): value for key, value in state.items()}
+def _elsewhere(source: str, places: Places) -> PinnedWeights:
+    if source not in places.pinned:
+        raise SpecError.at(POINTER, f"'{source}' is fetched for jobs alone; here, fetch it yourself and write file:PATH")
+    return places.pinned[source]
 
 
-def _find_download(url: str, places: Places, shapes_only: bool) -> Path | None:
-    name = url.rsplit("/", 1)[-1]
-    cache = places.cache / "torchvision"
-    folders = [places.inputs, places.inputs / "weights", cache, Path(torch.hub.get_dir()) / "checkpoints"]
-    found = next((folder / name for folder in folders if (folder / name).is_file()), None)
-    if found is not None:
-        return found
-    if not places.download:
-        raise SpecError.at(
-            POINTER,
-            f"the file {name} is not here, and downloads are off; put it into the inputs directory (or its folder weights/), "
-            "or let the operator set GRAFT_DOWNLOAD=true",
+def _checked(source: Source, places: Places) -> Source:
+    """The source, if it is the one that was pinned. Raises TransferError."""
+    pinned = places.pinned.get(source.name)
+    expected = None if pinned is None else pinned.sha256
+    if expected is not None and source.sha256 is not None and source.sha256 != expected:
+        raise TransferError(
+            f"'{source.name}' has changed since this job was submitted: its SHA-256 is {source.sha256[:16]}…, "
+            f"it was {expected[:16]}…",
+            "Put the file back, or submit the job again: it is then pinned to the file as it is now.",
         )
-    if shapes_only:
-        return None
-    cache.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.hub.download_url_to_file(url, str(cache / name), hash_prefix=_hash_prefix(name), progress=False)
-    except (OSError, RuntimeError) as error:
-        raise TransferError(f"{name} could not be downloaded: {error}", "Put the file into the inputs directory.") from error
-    return cache / name
-
-
-def _hash_prefix(name: str) -> str:
-    found = re.search(r"-([0-9a-f]{8,})\.", name)
-    return found[1] if found else ""
+    return source
 
 
 def _pinned(source: str, places: Places) -> PinnedWeights:
@@ -145,7 +132,7 @@ def _pinned(source: str, places: Places) -> PinnedWeights:
 
 
 def _read_job(source: str, pinned: PinnedWeights, shapes_only: bool) -> Source:
-    path = pinned.path / "model.safetensors" if pinned.path.is_dir() else pinned.path
+    path = _folder(pinned) / "model.safetensors" if pinned.path is None or pinned.path.is_dir() else pinned.path
     if not path.is_file():
         raise SpecError.at(POINTER, f"the weights of '{source}' are gone; name another job, or train it again")
     if not shapes_only and sha256_of(path) != pinned.sha256:
@@ -155,14 +142,18 @@ def _read_job(source: str, pinned: PinnedWeights, shapes_only: bool) -> Source:
 
 
 def _model_card(pinned: PinnedWeights) -> dict[str, Any]:
-    folder = pinned.path if pinned.path.is_dir() else pinned.path.parent
     try:
-        card: dict[str, Any] = json.loads((folder / "model.json").read_bytes())
+        card: dict[str, Any] = json.loads((_folder(pinned) / "model.json").read_bytes())
     except (OSError, ValueError):
         return {}
     return card
 
 
-def _triple(values: Any) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
+def _folder(pinned: PinnedWeights) -> Path:
+    path = pinned.path or Path()
+    return path if path.is_dir() else path.parent
+
+
+def _triple(values: list[float]) -> tuple[float, float, float]:
+    red, green, blue = values
     return red, green, blue

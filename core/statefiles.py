@@ -9,25 +9,32 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from core.errors import SpecError
+from core.errors import SpecError, did_you_mean
+from core.events import TransferStep
 from core.tensorfile import sha256_of
 
 POINTER = "/pretrained/source"
+CONTAINER = "/pretrained/container"
 SUFFIXES = (".safetensors", ".pt", ".pth")
-_CONTAINERS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema", "ema")
+_CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights")
+_AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
+_DEPTH = 3
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
-    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool, "C64": torch.complex64,
+    "I16": torch.int16, "I8": torch.int8, "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
+    "BOOL": torch.bool, "C64": torch.complex64,
 }  # fmt: skip
 
 
@@ -44,24 +51,54 @@ class Source:
     """Pretrained weights. `tensors` reads them, on the CPU; `entries` needed no more than the header."""
 
     name: str
-    format: Literal["safetensors", "torch", "torchvision"]
+    format: Literal["safetensors", "torch", "torchvision", "timm"]
     entries: Mapping[str, Entry]
     tensors: Callable[[], Mapping[str, Tensor]]
     sha256: str | None = None
     classes: tuple[str, ...] | None = None
     """Names of the classes that its head tells apart, where that is known."""
+    steps: tuple[TransferStep, ...] = ()
+    """What was opened to get at the state dict."""
+    versions: Mapping[str, Mapping[str, Any]] | None = None
+    """The state dict's `_metadata`: by module, the version that its tensors were saved by. Safetensors have none."""
 
 
-def read_file(source: str, path: Path, shown: str, shapes_only: bool) -> Source:
-    """The weights in a file that people know as `shown`. Raises SpecError at /pretrained/source."""
+def misfit(here: Entry, there: Entry) -> str | None:
+    """Why a tensor cannot be copied into an entry as it is."""
+    if here.shape != there.shape:
+        return f"shape {list(there.shape)} in the source, {list(here.shape)} here"
+    return None if alike(here, there) else f"{dtype_name(there.dtype)} in the source, {dtype_name(here.dtype)} here"
+
+
+def alike(here: Entry, there: Entry) -> bool:
+    """Whether both hold the same kind of number: a cast from integers to floats or back is no transfer."""
+    if here.dtype is None or there.dtype is None:
+        return False
+    return (here.dtype.is_floating_point, here.dtype.is_complex) == (there.dtype.is_floating_point, there.dtype.is_complex)
+
+
+def dtype_name(dtype: torch.dtype | None) -> str:
+    """`float32`."""
+    return str(dtype).removeprefix("torch.") if dtype is not None else "an unknown type"
+
+
+def read_file(source: str, path: Path, shown: str, shapes_only: bool, container: str | None = None) -> Source:
+    """The weights in a file that people know as `shown`, out of `container` where a pickle has several state dicts.
+
+    Raises SpecError at /pretrained/source, or at /pretrained/container.
+    """
     if path.suffix not in SUFFIXES or not path.is_file():
         raise SpecError.at(POINTER, f"'{shown}' is no file of weights; those end in {', '.join(SUFFIXES)}")
-    sha256 = None if shapes_only else sha256_of(path)
+    sha256 = None if shapes_only else _sha256_once(path)
     if path.suffix == ".safetensors":
+        if container is not None:
+            raise SpecError.at(CONTAINER, "a safetensors file has no containers; 'select' takes the names below one")
         return read_safetensors(source, path, shown, sha256)
-    state = load_pickle(path, shown)
+    name, state = _opened(_load(path, shown), shown, container)
     entries = {key: Entry(tuple(value.shape), value.dtype) for key, value in state.items()}
-    return Source(source, "torch", entries, lambda: state, sha256)
+    steps = (TransferStep(kind="container", detail=name, keys=len(state)),) if name else ()
+    versions = getattr(state, "_metadata", None)
+    return Source(source, "torch", entries, lambda: state, sha256, steps=steps, versions=versions)
 
 
 def read_safetensors(source: str, path: Path, shown: str, sha256: str | None, classes: tuple[str, ...] | None = None) -> Source:
@@ -81,41 +118,115 @@ def read_safetensors(source: str, path: Path, shown: str, sha256: str | None, cl
 
 
 def load_pickle(path: Path, shown: str) -> Mapping[str, Tensor]:
-    """The state dict in a .pt or .pth file, on the CPU, mapped and not read where the format allows it."""
+    """The one state dict in a .pt or .pth file, on the CPU, mapped and not read where the format allows it.
+
+    Raises SpecError at /pretrained/source.
+    """
+    return _opened(_load(path, shown), shown, None)[1]
+
+
+def _load(path: Path, shown: str) -> object:
+    zipped = zipfile.is_zipfile(path)
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
-        raise SpecError.at(POINTER, f"'{shown}' {_why_refused(str(error))}") from None
+        raise SpecError.at(POINTER, f"'{shown}' {_why_refused(path if zipped else None, str(error))}") from None
     except Exception as error:  # a damaged file raises whatever the unpickler stumbles over
         raise SpecError.at(POINTER, f"'{shown}' cannot be read: {type(error).__name__}: {error}") from None
-    return _unwrap(found, shown)
 
 
-def _why_refused(message: str) -> str:
-    named = re.search(r"GLOBAL ([\w.]+)", message)
+def _why_refused(path: Path | None, message: str) -> str:
+    """What a pickle holds that is not allowed: everything, where the format lets it be listed without loading."""
+    named = re.findall(r"GLOBAL ([\w.]+)", message)[:1]
     if not named:
         said = re.search(r"WeightsUnpickler error: (.*)", message)
         return "is no file of tensors that torch.save wrote" + (f" ({said[1].strip()})" if said and said[1].strip() else "")
+    every = sorted({*named, *(get_unsafe_globals_in_checkpoint(path) if path else ())})
     return (
-        f"holds more than tensors ({named[1]}), and to load that would run code from the file; "
+        f"holds more than tensors ({', '.join(every)}), and to load that would run code from the file; "
         "save the state_dict() alone, best as safetensors"
     )
 
 
-def _unwrap(found: object, shown: str) -> Mapping[str, Tensor]:
-    """The state dict itself, out of the usual containers."""
+def _opened(found: object, shown: str, container: str | None) -> tuple[str, Mapping[str, Tensor]]:
+    """The state dict of a loaded pickle, and where in it it was: nowhere (""), or the name of the container."""
     if not isinstance(found, Mapping):
         raise SpecError.at(POINTER, f"'{shown}' holds a {type(found).__name__}, not a state dict")
-    inside = {key: _tensors(found[key]) for key in _CONTAINERS if isinstance(found.get(key), Mapping)}
-    candidates = {key: state for key, state in inside.items() if state}
+    if container is not None:
+        return container, _chosen(found, shown, container)
+    state = _tensors(found)
+    candidates = dict(_named(found, ""))
+    if not candidates and not state:
+        candidates = dict(_anywhere(found, ""))
+    plain = {name: inside for name, inside in candidates.items() if not set(name.split(".")) & set(_AVERAGES)}
+    names = ", ".join(candidates)
     if len(candidates) > 1:
-        names = ", ".join(candidates)
-        raise SpecError.at(POINTER, f"'{shown}' holds more than one state dict ({names}); save the one that is meant to a file")
-    state = next(iter(candidates.values())) if candidates else _tensors(found)
+        raise SpecError.at(
+            POINTER,
+            f"'{shown}' holds more than one state dict ({names}); say which by 'container', as \"{next(iter(candidates))}\"",
+        )
+    if candidates and not plain:
+        raise SpecError.at(
+            POINTER,
+            f'\'{shown}\' holds averaged weights alone ({names}), which are taken only if asked for: "container": "{names}"',
+        )
+    if candidates:
+        return next(iter(candidates.items()))
     if not state:
         raise SpecError.at(POINTER, f"'{shown}' holds no tensors; its keys are {', '.join(map(str, list(found)[:8])) or 'none'}")
+    return "", state
+
+
+def _chosen(found: Mapping[Any, Any], shown: str, container: str) -> Mapping[str, Tensor]:
+    here: object = found
+    for part in container.split("."):
+        here = here.get(part) if isinstance(here, Mapping) else None
+    state = _tensors(here) if isinstance(here, Mapping) else None
+    if not state:
+        known = dict(_anywhere(found, ""))
+        hint = did_you_mean(container, known) or " It has no containers."
+        raise SpecError.at(CONTAINER, f"'{shown}' holds no state dict '{container}'.{hint}")
     return state
 
 
-def _tensors(found: Mapping[Any, Any]) -> dict[str, Tensor]:
-    return {key: value for key, value in found.items() if isinstance(key, str) and isinstance(value, Tensor)}
+def _named(found: Mapping[Any, Any], path: str) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+    """The state dicts in containers of the usual names, one within another too: `model.state_dict`."""
+    for key in (*_CONTAINERS, *_AVERAGES):
+        inside = found.get(key)
+        if isinstance(inside, Mapping):
+            state = _tensors(inside)
+            yield from [(path + key, state)] if state else _named(inside, f"{path}{key}.")
+
+
+def _anywhere(found: Mapping[Any, Any], path: str, depth: int = _DEPTH) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+    """Whatever could be a state dict: text for keys and tensors for values. An optimizer's state goes by numbers."""
+    for key, inside in found.items():
+        if depth and isinstance(key, str) and isinstance(inside, Mapping):
+            state = _tensors(inside)
+            yield from [(path + key, state)] if state else _anywhere(inside, f"{path}{key}.", depth - 1)
+
+
+def _tensors(found: Mapping[Any, Any]) -> Mapping[str, Tensor]:
+    """`found` itself where it holds nothing else, for it may carry the versions of its modules."""
+    if found and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in found.items()):
+        return found
+    return _Partial(found)
+
+
+class _Partial(dict[str, Tensor]):
+    """The tensors of a mapping that holds other things too, with the versions that it carries."""
+
+    def __init__(self, found: Mapping[Any, Any]) -> None:
+        super().__init__({key: value for key, value in found.items() if isinstance(key, str) and isinstance(value, Tensor)})
+        self._metadata = getattr(found, "_metadata", None)
+
+
+def _sha256_once(path: Path) -> str:
+    """The SHA-256 of a file, computed again only where its size or its time of change is another."""
+    facts = path.stat()
+    return _sha256(path, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _sha256(path: Path, inode: int, size: int, changed: int) -> str:  # noqa: ARG001  (they are the cache's key)
+    return sha256_of(path)

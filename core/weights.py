@@ -6,7 +6,6 @@ and a transfer that fails leaves every tensor as it was.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
@@ -14,26 +13,30 @@ from typing import TYPE_CHECKING, get_args
 import torch
 from torch import Tensor, nn
 
+from core.adapters import Adaptation
+from core.advice import advice
 from core.errors import SpecError, TransferError
 from core.events import Count, ModuleCount, SourceEntry, SourceStatus, TargetEntry, TargetStatus, TransferData
-from core.renaming import Names, advice, listed, rename
-from core.sources import Entry, Source, preprocessing_of, read
+from core.loading import load_all_or_nothing
+from core.matching import TAKEN, Match, check_effects, entries_of, parameters_of, tied, with_ties
+from core.renaming import COUNTER, Names, elements, listed
+from core.sources import Source, preprocessing_of, read
 from core.spec import PretrainedSpec
+from core.statefiles import dtype_name
 
 if TYPE_CHECKING:
     from core.models import Head
 
 __all__ = ["TransferPlan", "apply_transfer", "from_scratch", "listed", "plan_transfer", "preprocessing_of", "read"]
 
-_COUNTER = "num_batches_tracked"
-
 
 @dataclass(frozen=True)
 class TransferPlan:
-    """What will be loaded: `pairs` maps the model's keys to the source's."""
+    """What will be loaded: `pairs` maps the model's keys to the source's, `adaptations` those that need one to how."""
 
     report: TransferData
     pairs: dict[str, str]
+    adaptations: dict[str, Adaptation]
 
 
 def plan_transfer(
@@ -42,214 +45,130 @@ def plan_transfer(
     """Decide for each entry of both sides what becomes of it; needs shapes alone, so the model may be on the meta device.
 
     `classes` are the dataset's. Raises SpecError below /pretrained where a rule has no effect, where two tensors want one
-    place, where the head cannot be kept as asked, or where too little would be loaded.
+    place, where the head cannot be had as asked, where a tensor outside it does not fit, or where too little would be loaded.
     """
-    targets = _entries(model)
-    names = rename(source.entries, spec, targets)
-    if spec.head == "keep":
-        _check_kept(head, targets, source, names)
-    match = _Match(targets, source, names, head, _why_head_anew(spec, source, classes))
-    entries = _with_ties(model, [match.target(key) for key in targets])
-    pairs = {one.key: one.source_key for one in entries if one.status == "loaded" and one.source_key is not None}
+    match = Match.of(model, source, spec, head, classes)
+    match.check_fits()
+    entries = with_ties(model, [match.target(key) for key in match.targets])
+    check_effects(spec, entries)
+    pairs = {one.key: one.source_key for one in entries if one.status in TAKEN and one.source_key is not None}
     used = set(pairs.values())
-    report = _report(source, entries, [match.source_entry(key, used) for key in source.entries], head)
-    _check_enough(report, head, spec)
-    return TransferPlan(report, pairs)
+    report = _report(source, match.names, entries, [match.source_entry(key, used) for key in source.entries], head)
+    _check_enough(report, match)
+    adaptations = {key: found for key in pairs if (found := match.adaptation(key, pairs[key])) is not None}
+    return TransferPlan(report, pairs, adaptations)
 
 
 def apply_transfer(model: nn.Module, source: Source, plan: TransferPlan) -> None:
     """Load what was planned. All or nothing: where it fails, every tensor of the model is bit for bit what it was.
 
-    Raises TransferError where a tensor holds NaN or infinity, where tied entries were given different tensors, or where the
+    Raises TransferError where tensors hold NaN or infinity, where tied entries were given different tensors, or where the
     model's own loading fails.
     """
     tensors = source.tensors()
-    state = model.state_dict()
-    for key, source_key in plan.pairs.items():
-        state[key] = tensors[source_key].to(state[key].dtype)
-        if state[key].is_floating_point() and not bool(torch.isfinite(state[key]).all()):
-            raise TransferError(f"'{source_key}' of {source.name} holds NaN or infinity as {_name(state[key].dtype)}")
-    for first, *others in _tied(model):
-        for other in others:
-            if not torch.equal(state[first], state[other]):
+    own = model.state_dict()
+    found = {
+        key: plan.adaptations[key].apply(tensors[source_key], own[key].cpu()) if key in plan.adaptations else tensors[source_key]
+        for key, source_key in plan.pairs.items()
+    }
+    if bad := [key for key, tensor in found.items() if not _finite(tensor, own[key].dtype)]:
+        named = listed(f"'{plan.pairs[key]}' (as {dtype_name(own[key].dtype)})" for key in bad)
+        raise TransferError(
+            f"{source.name} holds NaN or infinity in {named}",
+            "Take another file; or start these entries anew by 'exclude' in /pretrained.",
+        )
+    for first, *others in tied(model):
+        for other in (key for key in others if plan.pairs.get(key) != plan.pairs.get(first)):
+            if not torch.equal(found[first].to(own[first].dtype), found[other].to(own[first].dtype)):
                 raise TransferError(
-                    f"'{first}' and '{other}' are one tensor here, but {source.name} has two that differ for them"
+                    f"'{first}' and '{other}' are one tensor here, but {source.name} has two that differ for them",
+                    "Drop one of them by 'drop' in /pretrained.",
                 )
-    before = {key: model.state_dict()[key].clone() for key in plan.pairs}
-    try:
-        model.load_state_dict(state, strict=True)
-    except Exception as error:  # a model's own hooks may raise anything
-        now = model.state_dict()
-        with torch.no_grad():
-            for key, value in before.items():
-                now[key].copy_(value)
-        raise TransferError(f"the model refused the weights while loading them: {error}") from error
+    load_all_or_nothing(model, found, _versions(source, plan.pairs))
 
 
 def from_scratch(model: nn.Module, head: Head) -> TransferData:
     """The report of a job without pretrained weights: every entry is missing."""
     reason = "no pretrained weights are named"
+    parameters = parameters_of(model)
     entries = [
-        TargetEntry(key=key, status="missing", shape=list(one.shape), reason=reason) for key, one in _entries(model).items()
+        TargetEntry(key=key, buffer=key not in parameters, status="missing", shape=list(one.shape), reason=reason)
+        for key, one in entries_of(model).items()
     ]
-    return _report(None, entries, [], head)
+    return _report(None, None, entries, [], head)
 
 
-@dataclass(frozen=True)
-class _Match:
-    """Two sides, and what was decided about names and the head."""
-
-    targets: Mapping[str, Entry]
-    source: Source
-    names: Names
-    head: Head
-    head_anew: str | None
-    """Why the head starts anew even where it fits; None: it is loaded."""
-
-    def target(self, key: str) -> TargetEntry:
-        """What becomes of an entry of the model."""
-        here = self.targets[key]
-        source_key = self.names.source_of.get(key)
-        if source_key is None:
-            reason = "not in the source" + ("; the head starts anew" if key in self.head.keys else "")
-            if key.endswith(_COUNTER):
-                reason = "not in the source; it counts batches, and only norms without momentum use it"
-            return TargetEntry(key=key, status="missing", shape=list(here.shape), reason=reason)
-        there = self.source.entries[source_key]
-        unfit = self._unfit(key, here, there)
-        return TargetEntry(
-            key=key,
-            status="reinit" if unfit else "loaded",
-            shape=list(here.shape),
-            source_key=source_key,
-            source_shape=list(there.shape),
-            reason=unfit,
-            cast=f"{_name(there.dtype)} -> {_name(here.dtype)}" if not unfit and there.dtype != here.dtype else None,
-        )
-
-    def _unfit(self, key: str, here: Entry, there: Entry) -> str | None:
-        """Why the source's tensor is not loaded, where it is not."""
-        if there.shape != here.shape:
-            differ = f"shape {list(there.shape)} in the source, {list(here.shape)} here"
-            return f"the head: {differ}, for another number of classes" if key in self.head.keys else differ
-        if key in self.head.keys and self.head_anew is not None:
-            return self.head_anew
-        if there.dtype is None or here.dtype is None or there.dtype.is_floating_point != here.dtype.is_floating_point:
-            return f"{_name(there.dtype)} in the source, {_name(here.dtype)} here"
-        return None
-
-    def source_entry(self, key: str, used: set[str]) -> SourceEntry:
-        """What becomes of a tensor of the source."""
-        name = self.names.renamed[key]
-        in_head = name in self.head.keys or any(name.startswith(f"{module}.") for module in self.head.modules)
-        status: SourceStatus = "used"
-        reason = None
-        if key in self.names.dropped:
-            status, reason = "dropped", f"by the glob '{self.names.dropped[key]}'"
-        elif key not in used and name in self.targets:
-            status, reason = "dropped", "the head, which starts anew" if in_head else "it does not fit the model's entry"
-        elif key not in used:
-            status, reason = "unexpected", ("the head: " if in_head else "") + "the model has no entry of that name"
-        shape = list(self.source.entries[key].shape)
-        return SourceEntry(key=key, status=status, shape=shape, renamed=name if name != key else None, reason=reason)
-
-
-def _why_head_anew(spec: PretrainedSpec, source: Source, classes: tuple[str, ...]) -> str | None:
-    if spec.head == "reset":
-        return "the head, which /pretrained/head says to start anew"
-    if spec.head == "keep" or source.classes == classes:
-        return None
-    if source.classes is None:
-        return "the head: its shape fits, but its classes need not be these; 'keep' in /pretrained/head would load it"
-    return "the head: the source tells other classes apart"
-
-
-def _check_kept(head: Head, targets: Mapping[str, Entry], source: Source, names: Names) -> None:
-    if not head.keys:
-        raise SpecError.at(
-            "/pretrained/head", "'keep' has no effect: the model does not take num_classes, so it has no known head"
-        )
-    for key in targets:
-        if key not in head.keys:
-            continue
-        there = source.entries[names.source_of[key]].shape if key in names.source_of else None
-        if there != targets[key].shape:
-            has = f"{list(there)} in the source" if there is not None else "not in the source"
-            raise SpecError.at(
-                "/pretrained/head", f"the head cannot be kept: '{key}' is {list(targets[key].shape)} here, and {has}; use 'reset'"
-            )
-
-
-def _check_enough(report: TransferData, head: Head, spec: PretrainedSpec) -> None:
-    """Zero loaded is an error whatever `min_loaded` says: that is how a wrong prefix shows."""
-    loaded = [one for one in report.targets if one.status == "loaded" and not one.key.endswith(_COUNTER)]
-    if loaded and report.loaded_share >= spec.min_loaded:
+def _check_enough(report: TransferData, match: Match) -> None:
+    """Zero loaded is an error whatever `min_loaded` says: that is how names that do not meet show."""
+    loaded = [one for one in report.targets if one.status in TAKEN and not one.key.endswith(COUNTER)]
+    if loaded and report.loaded_share >= match.spec.min_loaded:
         return
-    here = [one.key for one in report.targets if one.status != "loaded" and one.key not in head.keys]
-    there = [one.renamed or one.key for one in report.sources if one.status != "used"]
-    left = f"left out here: {listed(here)}; left out of the source: {listed(there)}; {advice(here, there)}"
+    body = [key for key in match.targets if key not in match.head.keys and key not in match.excluded]
+    here = [one.key for one in report.targets if one.status == "missing" and one.key not in match.head.keys]
+    there = [one.renamed or one.key for one in report.sources if one.status == "unexpected"]
+    help_ = advice(match.source.entries, match.spec, match.targets, match.names, body)
+    left = f"left out here: {listed(here)}; left out of the source: {listed(there)}; {help_}"
     if not loaded:
         raise SpecError.at("/pretrained/source", f"nothing would be loaded; {left}")
     raise SpecError.at(
         "/pretrained/min_loaded",
-        f"only {report.loaded_share:.3g} of the elements outside the head would be loaded, less than {spec.min_loaded:g}; {left}",
+        f"only {report.loaded_share:.3g} of the elements outside the head would be loaded, less than "
+        f"{match.spec.min_loaded:g}; {left}",
     )
 
 
-def _entries(model: nn.Module) -> dict[str, Entry]:
-    """The state dict's tensors (a module's extra state need not be one, and is never transferred)."""
-    state = model.state_dict()
-    return {key: Entry(tuple(value.shape), value.dtype) for key, value in state.items() if isinstance(value, Tensor)}
+def _finite(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether all of it is finite as `dtype`. A sum that is finite says so in one pass and without a mask."""
+    cast = tensor.to(dtype)
+    if not (cast.is_floating_point() or cast.is_complex()):
+        return True
+    total = cast.sum(dtype=torch.float32 if cast.element_size() < 4 else None)
+    return bool(torch.isfinite(total)) or bool(torch.isfinite(cast).all())
 
 
-def _with_ties(model: nn.Module, entries: list[TargetEntry]) -> list[TargetEntry]:
-    """Where one name of a tied tensor is loaded, its other names are too: it is one tensor."""
-    by_key = {one.key: one for one in entries}
-    for tie in _tied(model):
-        loaded = next((by_key[key] for key in tie if by_key[key].status == "loaded"), None)
-        for key in tie:
-            if loaded is not None and by_key[key].status != "loaded":
-                by_key[key] = loaded.model_copy(update={"key": key, "reason": f"tied to '{loaded.key}'"})
-    return list(by_key.values())
+def _versions(source: Source, pairs: Mapping[str, str]) -> dict[str, dict[str, object]]:
+    """By module of the model, the version that the source saved its tensors by, for the module's own loading to mend them."""
+    modules = {key.rpartition(".")[0]: source_key.rpartition(".")[0] for key, source_key in pairs.items()}
+    versions = source.versions or {}
+    return {module: dict(versions[theirs]) for module, theirs in modules.items() if theirs in versions}
 
 
-def _tied(model: nn.Module) -> list[list[str]]:
-    """The names of each tensor that has more than one."""
-    names: defaultdict[int, list[str]] = defaultdict(list)
-    for key, value in model.state_dict(keep_vars=True).items():
-        if isinstance(value, Tensor):
-            names[id(value)].append(key)
-    return [keys for keys in names.values() if len(keys) > 1]
-
-
-def _report(source: Source | None, targets: list[TargetEntry], sources: list[SourceEntry], head: Head) -> TransferData:
-    body = [one for one in targets if one.key not in head.keys]
+def _report(
+    source: Source | None, names: Names | None, targets: list[TargetEntry], sources: list[SourceEntry], head: Head
+) -> TransferData:
+    body = [one for one in targets if one.key not in head.keys and one.status != "excluded"]
     total = _count(body).elements
-    loaded = _count(one for one in body if one.status == "loaded").elements
+    taken = _count(one for one in body if one.status in TAKEN).elements
     modules: dict[str, list[TargetEntry]] = {}
+    casts: dict[str, list[TargetEntry]] = {}
     for one in targets:
         modules.setdefault(one.key.partition(".")[0], []).append(one)
+        if one.cast is not None:
+            casts.setdefault(one.cast, []).append(one)
     return TransferData(
         source=source.name if source else None,
         format=source.format if source else None,
         sha256=source.sha256 if source else None,
         head=list(head.modules),
-        loaded_share=loaded / total if total else 1.0,
+        loaded_share=taken / total if total else 1.0,
         totals={status: _count(one for one in targets if one.status == status) for status in get_args(TargetStatus)},
         source_totals={status: _count(one for one in sources if one.status == status) for status in get_args(SourceStatus)},
+        casts={cast: _count(every) for cast, every in casts.items()},
         modules=[
-            ModuleCount(module=module, loaded=_count(one for one in every if one.status == "loaded"), total=_count(every))
+            ModuleCount(
+                module=module,
+                loaded=_count(one for one in every if one.status == "loaded"),
+                adapted=_count(one for one in every if one.status == "adapted"),
+                total=_count(every),
+            )
             for module, every in modules.items()
         ],
+        steps=[*(source.steps if source else ()), *(names.steps if names else ())],
         targets=targets,
         sources=sources,
     )
 
 
 def _count(entries: Iterable[TargetEntry | SourceEntry]) -> Count:
-    sizes = [torch.Size(one.shape).numel() for one in entries]
+    sizes = [elements(one.shape) for one in entries]
     return Count(tensors=len(sizes), elements=sum(sizes))
-
-
-def _name(dtype: torch.dtype | None) -> str:
-    return str(dtype).removeprefix("torch.") if dtype is not None else "an unknown type"

@@ -21,7 +21,7 @@ def settings() -> str:
     rows = []
     for name, field in Settings.model_fields.items():
         default = "" if field.default in (PydanticUndefined, None, "", []) else str(field.default)
-        default = {"True": "true", "False": "false"}.get(default, default.strip("[]'"))
+        default = {"True": "true", "False": "false"}.get(default, default.strip("[]'").replace("', '", ","))
         rows.append((f"`GRAFT_{name.upper()}`", f"`{default}`" if default else "", field.description or ""))
     return table(("variable", "default", "what it is"), rows)
 

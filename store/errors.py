@@ -33,3 +33,9 @@ class LeaseLost(StoreError):  # noqa: N818
 
     status = 409
     slug = "lease-lost"
+
+
+class PinLost(Conflict):
+    """The checkpoint that a new job was to begin with was pruned while the job was being planned."""
+
+    slug = "pin-lost"

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from core import events as schema
 from core.events import AdjustedData, CheckpointData, EndData, IterationsData, RewoundData, Row, StateData
+from store import pins
 from store.clock import iso, moment
 from store.errors import NotFound
 from store.fence import Lease, held, lost
@@ -172,7 +173,9 @@ def losses(session: Session, job_id: int) -> Losses:
 
 
 def checkpoints(session: Session, job_id: int) -> list[dict[str, Any]]:
-    """The checkpoints that the spec keeps, oldest first: each event's data, with `best` true for the best one of now.
+    """The checkpoints that are kept, oldest first: each event's data, with `best` true for the best one of now.
+
+    Those are the ones that the spec's rule keeps, and those that a job which has not ended was pinned to (`store.pins`).
 
     Raises NotFound.
     """
@@ -182,6 +185,7 @@ def checkpoints(session: Session, job_id: int) -> list[dict[str, Any]]:
     rule = spec["checkpoint"]
     written = [row.data for row in folded(session, job_id, {CheckpointData.kind})]
     kept = schema.retained(written, rule["keep_last"], rule["keep_best"], rule["metric"])
+    kept += pins.steps(session, job_id)
     best = schema.best(written, rule["metric"])
     return [{**data, "best": data is best} for data in written if data["step"] in kept]
 

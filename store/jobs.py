@@ -13,8 +13,9 @@ from sqlalchemy.orm import Session
 
 from core.events import JobState, StateData
 from store.clock import now
-from store.errors import Conflict, NotFound
-from store.events import NewEvent, record
+from store.errors import Conflict, NotFound, PinLost
+from store.events import NewEvent, checkpoints, record
+from store.pins import Pin
 from store.states import FINAL, STATES
 from store.tables import Job
 
@@ -29,16 +30,21 @@ def create(
     key: str | None = None,
     body_hash: str | None = None,
     forked_from: dict[str, Any] | None = None,
+    pinned: Pin | None = None,
 ) -> tuple[Job, bool]:
     """A new job, queued, and True; or the one that the same `key` and body made before, and False.
 
-    `spec` is resolved; `plan` holds the plan's facts, of which `steps.total` is read here; `forked_from` is `{job, step}`.
-    Raises Conflict where the key was used for another body.
+    `spec` is resolved; `plan` holds the plan's facts, of which `steps.total` is read here; `forked_from` is `{job, step}`;
+    `pinned` is the checkpoint that it begins with, which is kept until it has ended. Raises Conflict where the key was used
+    for another body, PinLost where that checkpoint is gone.
     """
     if key is not None and (job := made_before(session, key, body_hash)) is not None:
         return job, False
     job = _new(spec, plan, now(session))
     job.idempotency_key, job.body_hash, job.forked_from = key, body_hash, forked_from
+    if pinned is not None:
+        _hold(session, pinned)
+        job.pinned_job, job.pinned_step = pinned
     try:
         with session.begin_nested():
             session.add(job)
@@ -51,6 +57,13 @@ def create(
     queued = NewEvent(0, StateData.kind, StateData(state="queued", by="api").model_dump())
     record(session, job.id, attempt=0, last_seq=1, at=job.created_at, events=[queued])
     return job, True
+
+
+def _hold(session: Session, pinned: Pin) -> None:
+    """See that the checkpoint is still kept. Its job stays locked: whoever prunes it decides before, or sees the pin."""
+    locked(session, pinned.job)
+    if pinned.step not in {checkpoint["step"] for checkpoint in checkpoints(session, pinned.job)}:
+        raise PinLost(f"job {pinned.job} no longer keeps its checkpoint of step {pinned.step}; send it again")
 
 
 def _new(spec: dict[str, Any], plan: dict[str, Any], at: float) -> Job:

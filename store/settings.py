@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import quote, urlsplit
 
 from pydantic import Field, SecretStr, field_validator
@@ -41,7 +41,24 @@ class Settings(BaseSettings):
     plugins_dir: Path | None = Field(
         default=None, description="Put first on the import path of training processes; by default DATA_DIR/plugins."
     )
-    download: bool = Field(default=False, description="Whether torchvision may download datasets and weights that are not there.")
+    download: bool = Field(default=False, description="Whether datasets and weights that are not there may be downloaded.")
+    download_hosts: Names = Field(
+        default=[
+            "download.pytorch.org",
+            "github.com",
+            "objects.githubusercontent.com",
+            "release-assets.githubusercontent.com",
+            "dl.fbaipublicfiles.com",
+            "huggingface.co",
+            "*.huggingface.co",
+            "*.hf.co",
+        ],
+        description="Hosts that weights may come from, separated by commas: `NAME`, `NAME:PORT`, `*.NAME` for what is below it.",
+    )
+    download_private: bool = Field(
+        default=False, description="Whether these hosts may have private addresses: for a mirror in your own network."
+    )
+    download_max_bytes: int = Field(default=20 << 30, description="Bytes that a file of weights may have to be downloaded.")
 
     queues: Names = Field(default=["default"], description="Queues that a worker serves, separated by commas.")
     worker_name: str = Field(
@@ -92,7 +109,7 @@ class Settings(BaseSettings):
             return init_settings, env_settings
         return init_settings, env_settings, SecretsSettingsSource(settings_cls, secrets_dir=secrets)
 
-    @field_validator("plugins", "queues", mode="before")
+    @field_validator("plugins", "queues", "download_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -131,6 +148,15 @@ class Settings(BaseSettings):
             "plugins_dir": str(self.plugin_path),
             "download": self.download,
             "resident_bytes": self.resident_bytes,
+        }
+
+    def policy(self) -> dict[str, Any]:
+        """What may be downloaded (`fetching.policy.Policy`, as keywords)."""
+        return {
+            "download": self.download,
+            "hosts": tuple(self.download_hosts),
+            "private": self.download_private,
+            "max_bytes": self.download_max_bytes,
         }
 
 

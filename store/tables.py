@@ -85,6 +85,8 @@ class Job(Base):
     best: Mapped[dict[str, Any] | None]  # step, epoch and figures of the best checkpoint
     failure: Mapped[dict[str, Any] | None]
 
+    pinned_job: Mapped[int | None] = mapped_column(BigInt)  # whose checkpoint it begins with; null again once that is let go
+    pinned_step: Mapped[int | None] = mapped_column(BigInt)
     forked_from: Mapped[dict[str, Any] | None]  # job, and the step whose weights it began with, if any
     idempotency_key: Mapped[str | None]
     body_hash: Mapped[str | None]
@@ -104,6 +106,10 @@ class Job(Base):
         ),
         Index("ix_jobs_claim", "state", "queue", text("priority DESC"), "queued_at", "id"),
         Index("ix_jobs_state", "state", "id"),
+        Index(
+            "ix_jobs_pinned", "pinned_job", "pinned_step",
+            sqlite_where=text("pinned_job IS NOT NULL"), postgresql_where=text("pinned_job IS NOT NULL"),
+        ),
         # ids are never used again; a row has room to change in its own page, as renewals and appends touch no index
         {"sqlite_autoincrement": True, "postgresql_with": {"fillfactor": 70}},
     )  # fmt: skip

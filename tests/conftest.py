@@ -28,6 +28,8 @@ from sandbox import Sandbox
 from store.database import Database
 from store.hints import broker_options
 
+pytest_plugins = ["tests.elsewhere"]
+
 # How long an example takes says something of the machine, nothing of the code.
 settings.register_profile("graft", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("graft")

@@ -1,10 +1,16 @@
-"""Which checkpoint directories may go. Only the supervisor deletes, and only what the log no longer keeps."""
+"""Which checkpoint directories may go: only what the log no longer keeps, and no job is pinned to.
+
+While a job is not over its supervisor deletes; after that the reaper, once the last job that was pinned to it has ended.
+"""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Collection
 from pathlib import Path
+
+from store import events, jobs, pins
+from store.database import Database
 
 
 def prune(folder: Path, keep: Collection[Path], *, attempt: int, committed: int | None) -> list[Path]:
@@ -24,6 +30,26 @@ def prune(folder: Path, keep: Collection[Path], *, attempt: int, committed: int 
                 gone.append(checkpoint)
         if over and not any(run.iterdir()):
             run.rmdir()
+    return gone
+
+
+def release_pins(database: Database, data_dir: Path) -> list[Path]:
+    """Delete what ended jobs were pinned to and nobody keeps; the paths that went. Any number of workers may do it at once.
+
+    A job that has not ended prunes for itself, with its next checkpoint or attempt. Of an ended one, what is not kept can be
+    pinned no more, so it may go after the look; the pins are forgotten last, for a worker that dies on the way.
+    """
+    gone = []
+    with database.read() as session:
+        over = pins.over(session)
+    for job_id in over:
+        with database.write() as session:
+            attempt = jobs.locked(session, job_id).attempt
+            ended = pins.ended(session, job_id)
+            kept = [data_dir / checkpoint["path"] for checkpoint in events.checkpoints(session, job_id)]
+        gone += prune(data_dir / "jobs" / str(job_id), kept, attempt=attempt, committed=None)
+        with database.write() as session:
+            pins.let_go(session, ended)
     return gone
 
 

@@ -12,6 +12,7 @@ from sandbox import SandboxError
 from store import jobs, leases
 from store.engines import AWAY, reason
 from store.hints import Hints
+from worker.pruning import release_pins
 from worker.runner import Runner
 
 _BEAT = 5.0
@@ -40,6 +41,7 @@ class Reaper:
             _Chore(self._beat, min(_BEAT, settings.poll_seconds)),
             _Chore(self._warm_up, _NEXT_TRY),
             _Chore(self.reap, settings.reap_seconds),
+            _Chore(self.let_go, settings.reap_seconds),
             _Chore(runner.work_aside, settings.poll_seconds),
         )
         self._thread = threading.Thread(target=self._run, name="graft-reaper", daemon=True)
@@ -63,6 +65,11 @@ class Reaper:
         for queue in waiting:
             if not self._hints.send(queue):
                 return  # a broker that hangs must not keep this thread from its other chores for long
+
+    def let_go(self) -> None:
+        """Delete the checkpoints that were kept for other jobs alone, once those have ended."""
+        for path in release_pins(self._runner.database, self._runner.settings.data_dir):
+            log.info("%s: deleted; no job needs it any more", path)
 
     def _beat(self) -> None:
         if self._runner.beat():

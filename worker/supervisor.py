@@ -27,6 +27,7 @@ from store.leases import Claim
 from store.settings import Settings
 from worker.devices import Slot
 from worker.ending import Asked, Ending, conclude, excuse
+from worker.fetch import Fetch
 from worker.intake import Intake
 from worker.journal import Journal
 from worker.persistence import Persistence, StoppedError
@@ -69,11 +70,13 @@ class Supervisor:
         self._persistence = Persistence(database, claim.lease, stop)
         self._journal = Journal()
         self._folder = settings.data_dir / "jobs" / str(self._lease.job_id)
+        self._directory = self._folder / str(self._lease.attempt)
         self._word: dict[str, Any] | None = None
         self._asked: Asked | None = None
         self._told: set[int | None] = set()
         self._ends_at = math.inf if claim.seconds_left is None else claimed_at + claim.seconds_left
-        self._claimed_at = claimed_at
+        self._held_at = claimed_at
+        self._pinned: dict[str, Any] = {}
         self._renew_at = claimed_at + settings.renew_seconds
         self._command_at = self._commit_at = 0.0
         self._kill_at: float | None = None
@@ -81,8 +84,11 @@ class Supervisor:
     def run(self) -> None:
         """Run the attempt. Never raises for what a job or its lease can do."""
         try:
-            with self._spawn() as child:
-                status = self._watch(child)
+            kept = self._begin()
+            status = self._fetch()
+            if status is None:
+                with self._spawn(kept) as child:
+                    status = self._watch(child)
             state = self._conclude(status)
         except LeaseLost as error:
             log.warning("%s", error)
@@ -96,28 +102,45 @@ class Supervisor:
 
     # -- the start
 
-    def _spawn(self) -> Child:
-        directory = self._folder / str(self._lease.attempt)
-        directory.mkdir(parents=True, exist_ok=True)
-        kept, done, asked = self._persistence.start(self._before)
-        self._told = {one.id for one in asked}
+    def _begin(self) -> list[Path]:
+        """The attempt's own directory, and the checkpoints that it may go on from, oldest first."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        kept = self._persistence.start(self._kept)
         prune(self._folder, kept, attempt=self._lease.attempt, committed=0)
+        return kept
+
+    def _fetch(self) -> ExitStatus | None:
+        """Bring what the job needs from elsewhere; the end of an attempt that gets no further, or None."""
+        with Fetch(self._settings, self._claim.plan.get("pinned", {})) as fetch:
+            while not fetch.wait(self._patience()):
+                self._journal.lines(fetch.lines(), "info")
+                self._serve(fetch)
+        self._journal.lines(fetch.lines(), "info")
+        self._pinned = {source: one.model_dump(mode="json") for source, one in fetch.pinned.items()}
+        if fetch.failure is not None:
+            self._word = {"kind": "failed", "failure": fetch.failure.model_dump()}
+        self._kill_at = None
+        return ExitStatus(0) if self._asked is not None or fetch.failure is not None else None
+
+    def _spawn(self, kept: list[Path]) -> Child:
+        done, asked = self._persistence.read(self._adjustments)
+        self._told = {one.id for one in asked}
         message: dict[str, Any] = {
             "kind": "start",
             "job": self._lease.job_id,
             "attempt": self._lease.attempt,
             "spec": self._claim.spec,
             "places": self._places(),
-            "directory": str(directory),
+            "directory": str(self._directory),
             "device": self._slot.device,
             "resume": None if self._lease.attempt == 1 else [str(path) for path in reversed(kept)],
             "adjusted": [asdict(one) for one in done],
             "adjust": [asdict(one) for one in asked],
-            "permit": self._permit(self._claimed_at),
+            "permit": self._permit(self._held_at),
         }
         while not self._sandbox.wait_ready(self._settings.renew_seconds):  # its forkserver died, and another one warms up
             message["permit"] = self._permit(self._hold())
-        child = self._sandbox.spawn(self._target, limits=self._limits, environment=self._slot.environment, cwd=directory)
+        child = self._sandbox.spawn(self._target, limits=self._limits, environment=self._slot.environment, cwd=self._directory)
         try:
             child.channel.send(message)
         except OSError:
@@ -125,12 +148,11 @@ class Supervisor:
         return child
 
     def _places(self) -> dict[str, object]:
-        return {**self._settings.places(), "pinned": self._claim.plan.get("pinned", {})}
+        return {**self._settings.places(), "pinned": self._pinned}
 
-    def _before(self, session: Session) -> tuple[list[Path], list[Adjustment], list[Adjustment]]:
-        """What was before this attempt: checkpoints, adjustments that are done, and those that are to be done."""
-        job_id = self._lease.job_id
-        return self._kept(session), adjustments.done(session, job_id), adjustments.asked(session, job_id)
+    def _adjustments(self, session: Session) -> tuple[list[Adjustment], list[Adjustment]]:
+        """Those that earlier attempts have done, and those that are to be done."""
+        return adjustments.done(session, self._lease.job_id), adjustments.asked(session, self._lease.job_id)
 
     def _kept(self, session: Session) -> list[Path]:
         """The directories of the checkpoints that the log keeps, oldest first."""
@@ -165,7 +187,7 @@ class Supervisor:
             due.append(self._kill_at)
         return max(0.0, min(due) - time.monotonic())
 
-    def _serve(self, child: Child) -> None:
+    def _serve(self, child: Child | Fetch) -> None:
         now = time.monotonic()
         if self._kill_at is not None and now >= self._kill_at:
             self._kill_at = None
@@ -189,9 +211,10 @@ class Supervisor:
         if not self._persistence.write(work):
             raise LeaseLost(f"attempt {self._lease.attempt} of job {self._lease.job_id} was taken over; it is stopped")
         self._renew_at = asked_at + self._settings.renew_seconds
+        self._held_at = asked_at
         return asked_at
 
-    def _obey(self, child: Child) -> None:
+    def _obey(self, child: Child | Fetch) -> None:
         self._command_at = time.monotonic() + self._settings.command_seconds
         if self._stop.is_set():
             self._ask(child, "stop", self._settings.stop_seconds)
@@ -208,7 +231,7 @@ class Supervisor:
         elif "pause" in kinds:
             self._ask(child, "pause", _PAUSE_GRACE)
 
-    def _ask(self, child: Child, what: Asked, grace: float) -> None:
+    def _ask(self, child: Child | Fetch, what: Asked, grace: float) -> None:
         """Have the trainer stop. What is asked once stays asked, unless something stronger comes."""
         if _STRENGTH[what] <= _STRENGTH[self._asked]:
             return
@@ -252,7 +275,7 @@ def threads(settings: Settings) -> int:
     return settings.threads or max(1, len(os.sched_getaffinity(0)) // max(1, settings.cpu_slots))
 
 
-def _tell(child: Child, message: dict[str, Any]) -> None:
+def _tell(child: Child | Fetch, message: dict[str, Any]) -> None:
     """A few bytes that always fit, unless the trainer has not listened for hours, or is gone: then its end is at hand anyway."""
     try:
         child.channel.send(message, timeout=1)

@@ -128,19 +128,19 @@ def test_one_key_sent_many_times_at_once_makes_one_job(url):
 
 
 def test_an_earlier_job_is_pinned_to_its_best_checkpoint(app, bench, client):
-    pin = app.state.service
     early = bench.running()
     answer = client.post("/plans", json={**SMALL, "pretrained": {"source": f"job:{early}"}})
     assert "has no checkpoint yet" in answer.json()["errors"][0]["message"]
     for epoch, top1 in enumerate([0.9, 0.5]):
         bench.checkpoint(early, epoch=epoch, step=epoch + 1, top1=top1)
-    from api.plans import _pin
+    from api.pins import pin
     from core.spec import JobSpec
 
     spec = JobSpec.model_validate({**SMALL, "pretrained": {"source": f"job:{early}"}})
-    assert _pin(pin, spec) == {
-        f"job:{early}": {"path": str(bench.data_dir / "jobs" / str(early) / "1" / "1"), "sha256": f"{1:064x}", "step": 1}
-    }
+    pinned = pin(app.state.service, spec)
+    assert pinned is not None
+    assert (pinned.path, pinned.sha256) == (bench.data_dir / "jobs" / str(early) / "1" / "1", f"{1:064x}")
+    assert (pinned.job, pinned.step) == (early, 1)
 
 
 def test_the_catalog_names_what_a_spec_may_name(client):

@@ -7,9 +7,15 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
+from core.errors import SpecError
+from core.events import TransferData
+from core.models import Head
 from core.places import Places
-from core.spec import JobSpec
+from core.spec import JobSpec, PretrainedSpec
+from core.statefiles import Entry, Source
+from core.weights import apply_transfer, plan_transfer
 
 torch.set_num_threads(1)  # small tensors: threads cost more than they give, and other tests want the cores
 
@@ -72,3 +78,41 @@ def draw(places: Places) -> Callable[[Mapping[str, int]], Path]:
         return places.inputs
 
     return write
+
+
+@pytest.fixture
+def graft() -> Callable[..., TransferData]:
+    """Plan a transfer of tensors on to a model, and apply it, as `get_model` does; keywords are those of `pretrained`.
+
+    `ours` are the dataset's classes, `theirs` the source's own, `versions` those of its modules.
+    """
+
+    def plan_and_apply(
+        model: nn.Module,
+        state: Mapping[str, Tensor],
+        found: Head | None = None,
+        ours: tuple[str, ...] = (),
+        *,
+        theirs: tuple[str, ...] | None = None,
+        versions: Mapping[str, Mapping[str, Any]] | None = None,
+        **wish: Any,
+    ) -> TransferData:
+        entries = {key: Entry(tuple(value.shape), value.dtype) for key, value in state.items()}
+        source = Source("file:x.pt", "torch", entries, lambda: state, classes=theirs, versions=versions)
+        plan = plan_transfer(model, source, PretrainedSpec(source="file:x.pt", **wish), found or Head(frozenset(), ()), ours)
+        apply_transfer(model, source, plan)
+        return plan.report
+
+    return plan_and_apply
+
+
+@pytest.fixture
+def faults_of(graft: Callable[..., TransferData]) -> Callable[..., dict[str, str]]:
+    """The faults of a transfer that is refused, by their places."""
+
+    def refused(*args: Any, **wish: Any) -> dict[str, str]:
+        with pytest.raises(SpecError) as refusal:
+            graft(*args, **wish)
+        return {fault.pointer: fault.message for fault in refusal.value.faults}
+
+    return refused

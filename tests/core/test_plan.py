@@ -38,6 +38,12 @@ class Flat(nn.Module):
         return self.fc(images.flatten(1))
 
 
+class Scaled(Flat):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.scale = nn.Parameter(torch.ones(1))
+
+
 class Gated(Flat):
     def forward(self, images):
         return super().forward(images) * (2 if self.fc.weight.sum().item() > 0 else 1)
@@ -309,6 +315,31 @@ def test_the_real_weights_of_lite0_are_grafted_on_to_efficientnet_b0(lite0: JobS
     weights = torch.load(places.inputs / "efficientnet-lite0.pth", weights_only=True)
     assert torch.equal(made.model.features[0][0].weight, weights["_conv_stem.weight"])
     assert torch.equal(made.model.features[6][3].block[1][1].running_var, weights["_blocks.14._bn1.running_var"])
+
+
+def test_a_head_that_fits_by_coincidence_starts_anew_and_is_warned_of(planned: Planned, lab: Places) -> None:
+    """Ten classes there and ten here: nothing says that they are the same."""
+    torch.save({"fc.weight": torch.ones(10, 192), "fc.bias": torch.ones(10), "scale": torch.ones(1)}, lab.inputs / "ten.pt")
+    model = {"name": "python:graft_planned:Scaled"}
+    found = planned(model=model, pretrained={"source": "file:ten.pt"})
+    assert {one["key"]: one["status"] for one in found["transfer"]["targets"]} == {
+        "fc.weight": "reinit", "fc.bias": "reinit", "scale": "loaded",
+    }  # fmt: skip
+    assert any("the source's head has the right shape, but starts anew" in warning for warning in found["warnings"])
+    kept = planned(model=model, pretrained={"source": "file:ten.pt", "head": "keep"})
+    assert (kept["transfer"]["totals"]["loaded"]["tensors"], kept["warnings"]) == (3, [])
+
+
+def test_a_container_is_chosen_in_the_plan_and_in_training_alike(planned: Planned, faults: Faults, lab: Places) -> None:
+    state = {"fc.weight": torch.ones(10, 192), "fc.bias": torch.ones(10), "scale": torch.ones(1)}
+    torch.save({"model": state, "model_ema": {key: value + 1 for key, value in state.items()}}, lab.inputs / "two.pt")
+    wish = {"source": "file:two.pt", "container": "model_ema", "head": "keep"}
+    parts = {"model": {"name": "python:graft_planned:Scaled"}, "pretrained": wish}
+    assert planned(**parts)["transfer"]["steps"] == [{"kind": "container", "detail": "model_ema", "keys": 3}]
+    made = prepare(JobSpec.model_validate({**DIGITS, **parts}), lab, torch.device("cpu"))
+    assert made.model.scale.item() == 2
+    del wish["container"]
+    assert "model, model_ema" in faults(**parts)["/pretrained/source"]
 
 
 def test_a_job_goes_on_where_another_ended_its_head_too(lab: Places, tmp_path: Path) -> None:

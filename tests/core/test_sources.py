@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -19,7 +20,7 @@ from torchvision import models as vision
 from core.errors import SpecError, TransferError
 from core.models import get_model
 from core.places import PinnedWeights, Places
-from core.sources import preprocessing_of, read
+from core.sources import is_here, pin, preprocessing_of, read
 from core.spec import JobSpec
 
 STATE = {"conv.weight": torch.ones(2, 3), "conv.bias": torch.zeros(2, dtype=torch.float16)}
@@ -140,7 +141,7 @@ def test_a_path_may_not_leave_the_inputs(refusal: Callable[[str], str]) -> None:
 
 @pytest.mark.parametrize("source", ["resnet18", "file:", "s3:bucket", "torchvision:"])
 def test_what_names_no_source_is_told_the_forms(source: str, refusal: Callable[[str], str]) -> None:
-    assert "write torchvision:NAME/WEIGHTS, file:PATH or job:ID" in refusal(source)
+    assert "write torchvision:NAME/WEIGHTS, timm:NAME, file:PATH, job:ID" in refusal(source)
 
 
 def test_torchvisions_names_are_checked(refusal: Callable[[str], str]) -> None:
@@ -170,11 +171,11 @@ def _publish(weights: Any, state: dict[str, Tensor], folder: Path, monkeypatch: 
     return path
 
 
-@pytest.mark.parametrize("folder", ["inputs", "inputs/weights", "cache/torchvision", "hub/checkpoints"])
+@pytest.mark.parametrize("folder", ["inputs", "inputs/weights", "hub/checkpoints"])
 def test_official_weights_are_found_in_each_place(
     folder: str, places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     weights = vision.get_weight("SqueezeNet1_1_Weights.IMAGENET1K_V1")
     _publish(weights, vision.squeezenet1_1().state_dict(), tmp_path / folder, monkeypatch)
     spec = JobSpec.model_validate(
@@ -186,6 +187,69 @@ def test_official_weights_are_found_in_each_place(
     )
     _, report = get_model(spec, 10, places)
     assert (report.loaded_share, report.format, len(str(report.sha256))) == (1, "torchvision", 64)
+
+
+def test_official_weights_that_were_fetched_are_found_by_their_url(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = vision.get_weight("SqueezeNet1_1_Weights.IMAGENET1K_V1")
+    path = _publish(weights, vision.squeezenet1_1().state_dict(), places.weights_cache, monkeypatch)
+    known = pin("torchvision:squeezenet1_1/IMAGENET1K_V1", places)
+    assert known is not None
+    assert (known.path, known.sha256_begins) == (None, path.stem.removeprefix("model-"))
+    path.rename(places.weights_cache / known.cache_names[0])
+    assert read("torchvision:squeezenet1_1/IMAGENET1K_V1", places).tensors().keys() == vision.squeezenet1_1().state_dict().keys()
+
+
+def test_timms_weights_are_read_from_a_file_alone_and_by_timms_own_names(places: Places) -> None:
+    """Its older files call what became `head.fc` otherwise, or lack what a newer model has; that is timm's to know."""
+    official = timm.create_model("test_resnet.r160_in1k")
+    folder = places.inputs / "weights" / "timm" / "test_resnet.r160_in1k"
+    folder.mkdir(parents=True)
+    save_file(official.state_dict(), folder / "model.safetensors")
+    source = read("timm:test_resnet.r160_in1k", places)
+    assert source.format == "timm"
+    assert source.entries.keys() == official.state_dict().keys()
+    for name, tensor in source.tensors().items():
+        assert torch.equal(tensor, official.state_dict()[name])
+    known = preprocessing_of("timm:test_resnet.r160_in1k", places)
+    assert known is not None
+    assert known.size == 160
+
+
+def test_timms_names_are_checked(refusal: Callable[[str], str]) -> None:
+    assert "Did you mean 'resnet18.a1_in1k'?" in refusal("timm:resnet18.a1_in1x")
+    assert "timm/resnet18.a1_in1k/model.safetensors is not here, and downloads are off" in refusal("timm:resnet18.a1_in1k")
+
+
+def test_a_file_that_is_not_timms_is_refused(places: Places) -> None:
+    folder = places.inputs / "weights" / "timm" / "test_resnet.r160_in1k"
+    folder.mkdir(parents=True)
+    save_file(STATE, folder / "model.safetensors")
+    with pytest.raises(TransferError, match="does not hold the weights of timm's test_resnet"):
+        read("timm:test_resnet.r160_in1k", places).tensors()
+
+
+def test_a_file_that_changed_since_the_job_was_submitted_is_refused(places: Places) -> None:
+    save_file(STATE, places.inputs / "w.safetensors")
+    sha256 = hashlib.sha256((places.inputs / "w.safetensors").read_bytes()).hexdigest()
+    pinned = places.model_copy(update={"pinned": {"file:w.safetensors": PinnedWeights(file="w.safetensors", sha256=sha256)}})
+    assert read("file:w.safetensors", pinned).sha256 == sha256
+    save_file({"other": torch.ones(1)}, places.inputs / "w.safetensors")
+    with pytest.raises(TransferError, match="has changed since this job was submitted"):
+        read("file:w.safetensors", pinned)
+
+
+@pytest.mark.parametrize("source", ["https://example.org/w.pth", "hf:org/repo"])
+def test_what_lies_elsewhere_is_read_once_it_was_fetched(source: str, places: Places, refusal: Callable[[str], str]) -> None:
+    assert "fetch it yourself and write file:PATH" in refusal(source)
+    torch.save(STATE, places.inputs / "copy.pth")
+    sha256 = hashlib.sha256((places.inputs / "copy.pth").read_bytes()).hexdigest()
+    known = PinnedWeights(file="w.pth", sha256=sha256, url="https://example.org/w.pth")
+    there = places.model_copy(update={"pinned": {source: known}})
+    assert not is_here(source, there)
+    places.weights_cache.mkdir(parents=True)
+    (places.inputs / "copy.pth").rename(places.weights_cache / known.cache_names[0])
+    assert is_here(source, there)
+    assert torch.equal(read(source, there).tensors()["conv.weight"], torch.ones(2, 3))
 
 
 def test_a_file_whose_name_says_another_hash_is_refused(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ def test_a_glob_is_a_selector_where_weight_decay_is_left_out() -> None:
         ({"loader": {"batchsize": 3}}, "/loader/batchsize", "unknown key. Did you mean 'batch_size'?"),
         ({"loader": {"batch_size": "many"}}, "/loader/batch_size", "valid integer"),
         ({"dataset": {}}, "/dataset/source", "this key is required"),
-        ({"pretrained": {"source": "x", "head": "kept"}}, "/pretrained/head", "'auto', 'keep' or 'reset'"),
+        ({"pretrained": {"source": "x", "head": "kept"}}, "/pretrained/head", "'auto', 'keep', 'reset' or 'rows'"),
         ({"pretrained": {"source": "x", "rename": [["a"]]}}, "/pretrained/rename/0/1", "required"),
         ({"pretrained": {"source": "x", "min_loaded": 2}}, "/pretrained/min_loaded", "less than or equal to 1"),
         ({"optimizer": {"groups": [{}]}}, "/optimizer/groups/0", "Give one or more of params, role, depth, type"),

@@ -145,6 +145,13 @@ def save_and_die(channel: Channel) -> None:
     os.abort()
 
 
+def given(channel: Channel) -> None:
+    """Print where each source of weights lies."""
+    for source, pinned in channel.receive()["places"]["pinned"].items():
+        print(f"{source} {pinned['path']}")
+    channel.send({"kind": "done"})
+
+
 def adjustable(channel: Channel) -> None:
     """Takes steps, and does between them what is asked; its first attempt dies at the step that a label says."""
     start = channel.receive()

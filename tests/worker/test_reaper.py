@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from store import jobs, leases, workers
+from store import commands, jobs, leases, pins, workers
 from store.hints import TASK, Hints
+from store.pins import Pin
 from worker.devices import Devices
 from worker.reaper import Reaper
 from worker.runner import Runner
@@ -180,3 +182,28 @@ def test_a_worker_that_is_drained_finishes_its_jobs_takes_no_other_and_then_leav
     assert left == ["now"]
     with bench.database.read() as session:
         assert jobs.counts(session) == {"default": {"queued": 1}}
+
+
+def test_a_checkpoint_goes_once_the_last_job_that_was_pinned_to_it_has_ended(bench: Any, runner: Runner, tmp_path: Path) -> None:
+    source = bench.submit()
+    bench.run("trainers:save")
+    others = [pinned_to(bench, source, step) for step in (60, 20)]
+    reaper = Reaper(runner, Hints(runner.settings.broker), leave=lambda: None)
+    loose = tmp_path / "jobs" / str(source) / "1" / "30"  # as a pin that held it longer than its job ran left it
+    loose.mkdir()
+    reaper.let_go()
+    assert loose.exists()
+    with bench.database.write() as session:
+        commands.cancel(session, others[0], "test")
+    reaper.let_go()
+
+    folders = sorted(path.name for path in (tmp_path / "jobs" / str(source) / "1").iterdir())
+    assert folders == ["20", "60"]
+    with bench.database.read() as session:
+        assert pins.over(session) == []
+        assert pins.steps(session, source) == [20]
+
+
+def pinned_to(bench: Any, job: int, step: int) -> int:
+    with bench.database.write() as session:
+        return int(jobs.create(session, spec=bench.make_spec(), plan={}, pinned=Pin(job, step))[0].id)
