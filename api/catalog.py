@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
 import orjson
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from api import plans, problems, schemas
 from api.dependencies import Svc
 
 router = APIRouter(tags=["service"])
+Containing = Annotated[
+    str | None, Query(max_length=100, description="Only names that contain this, upper or lower case.", examples=["efficientnet"])
+]
 
 
 @router.get("/catalog", summary="What a spec may name", response_model=schemas.Catalog, responses=problems.responses())
-async def get_catalog(request: Request, service: Svc) -> Response:
+async def get_catalog(request: Request, service: Svc, q: Containing = None) -> Response:
     """Datasets, models, losses and optimizers by name, with the keywords of each."""
     state = request.app.state
     if not hasattr(state, "catalog"):  # it is a function of what is installed: asked for once
-        state.catalog = orjson.dumps(
-            await plans.ask(service, "core.catalog:catalog_request", {"places": service.settings.places()})
-        )
-    return Response(state.catalog, media_type="application/json")
+        state.catalog = await plans.ask(service, "core.catalog:catalog_request", {"places": service.settings.places()})
+    return Response(orjson.dumps(_containing(state.catalog, q.lower()) if q else state.catalog), media_type="application/json")
+
+
+def _containing(catalog: dict[str, Any], part: str) -> dict[str, Any]:
+    """The catalog, less every name without `part` in it."""
+    datasets = {scheme: [name for name in names if part in name.lower()] for scheme, names in catalog["datasets"].items()}
+    models = [name for name in catalog["models"] if part in name.lower()]
+    named = {
+        kind: {name: entry for name, entry in catalog[kind].items() if part in name.lower()}
+        for kind in ("pretrained", "losses", "optimizers")
+    }
+    return {"datasets": datasets, "models": models, **named}

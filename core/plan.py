@@ -292,5 +292,5 @@ def _warnings(spec: JobSpec, transfer: TransferData, groups: list[grouping.Group
     for group, name in zip(spec.optimizer.groups, spec.optimizer.group_names, strict=True):
         if group.freeze and group.keywords:
             yield f"group '{name}' is frozen: its {', '.join(group.keywords)} has no effect"
-    if spec.loss.name == "NLLLoss" and spec.model.name.startswith("torchvision:"):
-        yield "NLLLoss takes log-probabilities, but torchvision's models give logits; CrossEntropyLoss is what fits them"
+    if spec.loss.name == "NLLLoss" and spec.model.name.startswith(("torchvision:", "timm:")):
+        yield "NLLLoss takes log-probabilities, but this model gives logits; CrossEntropyLoss is what fits them"
