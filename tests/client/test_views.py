@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from client.follow import Follower, sparkline
-from client.reports import collapse, groups_view, transfer_view
+from client.reports import groups_view
 from client.tables import ago, size
 
 
@@ -15,49 +15,6 @@ def shown(view) -> str:
     return "\n".join(" ".join(line.split()) for line in console.export_text().splitlines())
 
 
-def test_keys_that_differ_only_in_numbers_are_one_and_a_number_in_which_all_agree_stays():
-    entries = [(f"layer{i}.0.fc1.weight", "not in the source") for i in (1, 2, 3)]
-    entries += [("fc.weight", "shape [1000, 8] there, [10, 8] here"), ("layer1.0.fc2.weight", "not in the source")]
-    assert collapse(entries) == [
-        ("layer*.0.fc*.weight", "not in the source", 4),
-        ("fc.weight", "shape [1000, 8] there, [10, 8] here", 1),
-    ]
-
-
-def count(tensors, elements):
-    return {"tensors": tensors, "elements": elements}
-
-
-def test_a_transfer_says_what_was_loaded_and_what_was_not_and_why():
-    report = {
-        "source": "file:w.pth",
-        "loaded_share": 0.8431,
-        "source_totals": {"used": count(294, 900), "unexpected": count(2, 100)},
-        "modules": [
-            {"module": "features", "loaded": count(294, 900), "total": count(358, 1067)},
-            {"module": "classifier", "loaded": count(0, 0), "total": count(2, 50)},
-        ],
-        "targets": [
-            {"key": "features.0", "status": "loaded", "reason": None},
-            *({"key": f"features.{n}.fc1.weight", "status": "missing", "reason": "not in the source"} for n in range(32)),
-            {"key": "classifier.1.weight", "status": "reinit", "reason": "the head: other classes"},
-        ],
-        "sources": [{"key": "_fc.weight", "status": "unexpected", "reason": "the model has no entry of that name"}],
-    }
-    text = shown(transfer_view(report))
-    assert "294 of 296 tensors of file:w.pth were loaded: 84.3% of the model outside its head." in text
-    assert "294 of 358 900 of 1,067" in text
-    assert "features.*.fc1.weight 32 not in the source" in text
-    assert "classifier.1.weight 1 the head: other classes" in text
-    assert "_fc.weight 1 the model has no entry of that name" in text
-
-
-def test_a_module_that_is_all_but_whole_is_not_shown_as_whole():
-    module = {"module": "body", "loaded": count(99, 9999), "total": count(100, 10000)}
-    report = {"source": "x", "loaded_share": 0.9999, "source_totals": {}, "modules": [module], "targets": [], "sources": []}
-    assert "━" * 11 + "─" in shown(transfer_view(report))
-
-
 def test_groups_show_the_values_that_they_train_with_and_which_are_frozen():
     rows = [
         {"name": "head", "hyperparameters": {"lr": 1e-3, "betas": [0.9, 0.999]}, "frozen": False, "tensors": 2,
@@ -66,7 +23,7 @@ def test_groups_show_the_values_that_they_train_with_and_which_are_frozen():
          "elements": 9408, "parameters": ["conv1.weight"]},
     ]  # fmt: skip
     text = shown(groups_view({"optimizer": "Adam", "groups": rows, "executed_groups": 1, "fused": True}))
-    assert "head 2 5,130 0.001 0.9, 0.999 fc.weight, fc.bias" in text
+    assert "head 2 5,130 0.001 0.9, 0.999 fc.*" in text
     assert "stem 1 9,408 frozen 0.9, 0.999 conv1.weight" in text
 
 
