@@ -72,9 +72,10 @@ migrations: setup ## Check that the migrations make exactly the tables of store/
 		$(BIN)/alembic upgrade head && $(BIN)/alembic check
 
 .PHONY: bench
-bench: setup ## Measure the loop, the start of a job and the service
+bench: setup ## Measure the loop, the start of a job, the transfer of weights and the service
 	@$(BIN)/python benchmarks/loop.py
 	@$(BIN)/python benchmarks/start.py
+	@$(BIN)/python benchmarks/transfer.py
 	@$(BIN)/python benchmarks/service.py
 
 .PHONY: lock
