@@ -180,3 +180,11 @@ def test_a_fork_shows_where_it_comes_from(service, graft, job):
         service.answer(f"/jobs/7/{part}", {"title": "T", "status": 404, "detail": "not yet"}, 404)
     service.answer("/jobs/7/checkpoints", {"data": []})
     assert "job 3, on its weights at step 20" in graft("show", "7").stdout
+
+
+def test_show_as_json_has_every_row_of_the_reports_and_null_before_there_is_one(service, graft, job):
+    service.answer("/jobs/7", job)
+    service.answer("/jobs/7/transfer", {"source": None, "targets": [{"key": "fc.weight"}]})
+    service.answer("/jobs/7/groups", {"title": "T", "status": 404, "detail": "not yet"}, 404)
+    shown = json.loads(graft("show", "7", "--json").stdout)
+    assert shown == {**job, "transfer": {"source": None, "targets": [{"key": "fc.weight"}]}, "groups": None}
