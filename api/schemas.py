@@ -320,7 +320,7 @@ class Catalog(BaseModel):
     """What a spec may name."""
 
     datasets: dict[str, list[str]] = Field(description="By scheme: `torchvision`, `sklearn`, `folder`.")
-    models: list[str]
+    models: list[str] = Field(description="Those of torchvision, and of timm where it is installed (more than a thousand).")
     pretrained: dict[str, list[str]] = Field(description="Per model, the names of its weights.")
     losses: dict[str, CatalogEntry]
     optimizers: dict[str, CatalogEntry]

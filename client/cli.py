@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 from rich.console import Group
 
-from client import control, reports, tables
-from client.http import RefusedError
+from client import control, reports, tables, transfer
+from client.http import Json, RefusedError
 from client.serve import Ready, ServeError
 from client.serve import serve as run_service
 from client.terminal import (
@@ -108,17 +109,25 @@ def show(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
     """Show a job: where it stands, its figures, its transfer, its checkpoints."""
     with service(url, as_json) as client:
         job = client.job(job_id)
+        found = {name: _report(read, job_id) for name, read in (("transfer", client.transfer), ("groups", client.groups))}
         if as_json:
-            show_answer(job, tables.job_view, as_json)
+            show_answer({**job, **found}, tables.job_view, as_json)
             return
         out.print(tables.job_view(job))
-        for read, view in ((client.transfer, reports.transfer_view), (client.groups, reports.groups_view)):
-            try:
-                out.print(Group("", view(read(job_id))))
-            except RefusedError as error:
-                if error.status != 404:
-                    raise
+        for name, view in (("transfer", transfer.transfer_view), ("groups", reports.groups_view)):
+            if report := found[name]:
+                out.print(Group("", view(report)))
         out.print(Group("", tables.checkpoints_view(client.checkpoints(job_id), client.url)), crop=False)
+
+
+def _report(read: Callable[[int], Json], job_id: int) -> Json | None:
+    """A report of a job; None before there is one."""
+    try:
+        return read(job_id)
+    except RefusedError as error:
+        if error.status != 404:
+            raise
+        return None
 
 
 @app.command()

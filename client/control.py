@@ -48,6 +48,9 @@ def fork(  # noqa: PLR0917 (each is an option of the command)
     checkpoint: Annotated[
         str | None, typer.Option(help="Whose weights it begins with: best (the default), last, or a step.")
     ] = None,
+    adjustments: Annotated[
+        bool, typer.Option("--adjustments", help="From its start, with what was changed in its groups, at the same steps.")
+    ] = False,
     follow: Follow = False,
     key: Key = None,
     url: Url = None,
@@ -55,7 +58,9 @@ def fork(  # noqa: PLR0917 (each is an option of the command)
 ) -> None:
     """Make a new job of this one's spec, on its weights; of a failed job without a checkpoint, the same once more."""
     with service(url, as_json) as client:
-        job = client.fork(job_id, {} if patch is None else read_file(patch), checkpoint=checkpoint, key=key)
+        job = client.fork(
+            job_id, {} if patch is None else read_file(patch), checkpoint=checkpoint, adjustments=adjustments, key=key
+        )
         answer_submitted(client, job, follow=follow, as_json=as_json)
 
 

@@ -19,10 +19,11 @@ from rich.text import Text
 
 from client.follow import Follower, outcome
 from client.http import Client, GraftError, Json, RefusedError
-from client.reports import groups_view, transfer_view
+from client.reports import groups_view
 from client.serve import running_service
 from client.specs import read_spec
 from client.tables import figure, refusal_view, size
+from client.transfer import transfer_view
 
 SPEC = Path("examples/digits-lite0.yaml")
 KEPT = Path("graft-demo")

@@ -12,8 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from client.http import Json
-from client.reports import adjusted_text, transfer_view
+from client.reports import adjusted_text
 from client.tables import STATE_STYLES, figure
+from client.transfer import transfer_view
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _SPARK_WIDTH = 24

@@ -142,10 +142,16 @@ class Client:
         """The job, back in its queue."""
         return self._json("POST", f"/jobs/{job_id}/resume")
 
-    def fork(self, job_id: int, patch: Json, *, checkpoint: str | None = None, key: str | None = None) -> Json:
-        """A new job of this one's spec, changed by a JSON merge patch, on its weights."""
+    def fork(
+        self, job_id: int, patch: Json, *, checkpoint: str | None = None, adjustments: bool = False, key: str | None = None
+    ) -> Json:
+        """A new job of this one's spec, changed by a JSON merge patch, on its weights.
+
+        With `adjustments` it begins as this one did, and its groups change as this one's have, at the same steps.
+        """
         headers = {"Idempotency-Key": key} if key else {}
-        return self._json("POST", f"/jobs/{job_id}/fork", body=patch, query={"checkpoint": checkpoint}, headers=headers)
+        query = {"checkpoint": checkpoint, "adjustments": "true" if adjustments else None}
+        return self._json("POST", f"/jobs/{job_id}/fork", body=patch, query=query, headers=headers)
 
     def change(self, job_id: int, patch: Json) -> Json:
         """The job, with another `name`, `labels` or `priority`, by a JSON merge patch."""

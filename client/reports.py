@@ -1,8 +1,7 @@
-"""The reports of a plan and a job for people: the transfer and the parameter groups, as rich renderables."""
+"""What a plan says, and the parameter groups, for people: as rich renderables."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
 from rich.console import Group, RenderableType
@@ -10,83 +9,15 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from client.collapse import collapse
 from client.curves import curves_view
 from client.http import Json
 from client.tables import plain_table, size
+from client.transfer import transfer_view
 
 _SHOWN_ROWS = 12
 _SHOWN_KINDS = 3
 _PARAMETERS_WIDTH = 30
-_NUMBER = re.compile(r"\d+")
-
-
-def transfer_view(transfer: Json | None) -> RenderableType:
-    """A line that sums up, a row per module with its share as a bar, then what was not loaded, collapsed."""
-    if transfer is None:
-        return Text("Pretrained weights: not fetched yet; the worker says what was loaded, once it has them.", style="dim")
-    if transfer["source"] is None:
-        return Text("From scratch: no pretrained weights.", style="dim")
-    sources = transfer["source_totals"]
-    used, total = _tensors(sources, "used"), sum(count["tensors"] for count in sources.values())
-    share = transfer["loaded_share"]
-    summary = Text.assemble(
-        (f"{used} of {total}", "bold green" if used else "bold red"),
-        f" tensors of {transfer['source']} were loaded: ",
-        (f"{share:.1%}", "bold"),
-        " of the model outside its head.",
-    )
-    return Group(summary, "", _modules(transfer["modules"]), *_left_out(transfer))
-
-
-def _modules(modules: Iterable[Json]) -> Table:
-    table = plain_table()
-    table.add_column("module")
-    table.add_column("tensors", justify="right")
-    table.add_column("elements", justify="right")
-    table.add_column("loaded")
-    for module in modules:
-        loaded, total = module["loaded"], module["total"]
-        table.add_row(
-            escape(module["module"]),
-            f"{loaded['tensors']} of {total['tensors']}",
-            f"{loaded['elements']:,} of {total['elements']:,}",
-            _bar(loaded["elements"], total["elements"]),
-        )
-    return table
-
-
-def _left_out(transfer: Json) -> list[RenderableType]:
-    """A table of the model's tensors that were not loaded, and of the source's that were not used, if there are any."""
-    table = plain_table()
-    table.add_column("left out")
-    table.add_column("tensors", justify="right")
-    table.add_column("why")
-    for title, entries, good in (("the model's", transfer["targets"], "loaded"), ("the source's", transfer["sources"], "used")):
-        rows = collapse((entry["key"], entry["reason"]) for entry in entries if entry["status"] != good)
-        if rows:
-            table.add_row(title, style="dim")
-        for pattern, reason, count in rows[:_SHOWN_ROWS]:
-            table.add_row(f"  {escape(pattern)}", str(count), escape(reason))
-        if len(rows) > _SHOWN_ROWS:
-            table.add_row(f"  and {len(rows) - _SHOWN_ROWS} more kinds", "", "all of them: --json", style="dim")
-    return ["", table] if table.row_count else []
-
-
-def collapse(entries: Iterable[tuple[str, str | None]]) -> list[tuple[str, str, int]]:
-    """`(key, reason)` pairs as `(pattern, reason, how many)`: those that differ only in numbers are one, `*` for the numbers.
-
-    A number in which a whole kind agrees stays. The order is that of the first key of each kind.
-    """
-    kinds: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for key, reason in entries:
-        kinds.setdefault((_NUMBER.sub("*", key), _NUMBER.sub("*", reason or "")), []).append((key, reason or ""))
-    return [(_pattern([key for key, _ in kind]), _pattern([reason for _, reason in kind]), len(kind)) for kind in kinds.values()]
-
-
-def _pattern(texts: Sequence[str]) -> str:
-    numbers = zip(*(_NUMBER.findall(text) for text in texts), strict=True)
-    kept = iter([column[0] if len(set(column)) == 1 else "*" for column in numbers])
-    return _NUMBER.sub(lambda _: next(kept), texts[0])
 
 
 def groups_view(groups: Json) -> RenderableType:
@@ -94,6 +25,7 @@ def groups_view(groups: Json) -> RenderableType:
     rows = groups["groups"] if len(groups["groups"]) <= _SHOWN_ROWS else _together(groups["groups"])
     depths = _depths(groups["parameters"])
     names = [name for name in ("lr", "momentum", "betas", "weight_decay") if any(name in row["hyperparameters"] for row in rows)]
+    every = [name for row in rows for name in row["parameters"]]
     table = plain_table(title=f"{groups['optimizer']}, parameter groups")
     table.add_column("group", no_wrap=True)
     for name in ("depth", "tensors", "elements", *names):
@@ -110,7 +42,7 @@ def groups_view(groups: Json) -> RenderableType:
             str(row["tensors"]),
             f"{row['elements']:,}",
             *values,
-            _kinds(row["parameters"]),
+            _kinds(row["parameters"], every),
             style=style,
         )
     if len(rows) > _SHOWN_ROWS:
@@ -197,28 +129,20 @@ def adjustment_text(asked: Json) -> str:
     return f"From {when} on: group {asked['group']}, {changes} (by {asked['by']})"
 
 
-def _tensors(totals: Json, status: str) -> int:
-    return int(totals.get(status, {}).get("tensors", 0))
-
-
-def _bar(part: int, whole: int, width: int = 12) -> Text:
-    share = part / whole if whole else 0.0
-    filled = width if part == whole else min(round(share * width), width - 1)
-    return Text.assemble(("━" * filled, "green"), ("─" * (width - filled), "bright_black"), f" {share:.1%}")
-
-
 def _value(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(_value(item) for item in value)
     return f"{value:g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
-def _kinds(parameters: Iterable[str]) -> str:
-    kinds = [pattern for pattern, _, _ in collapse((key, None) for key in parameters)]
+def _kinds(parameters: Sequence[str], every: Sequence[str]) -> str:
+    kinds = [kind.pattern for kind in collapse(dict.fromkeys(parameters, ""), every)]
     more = f" and {len(kinds) - _SHOWN_KINDS} more kinds" if len(kinds) > _SHOWN_KINDS else ""
     return escape(", ".join(kinds[:_SHOWN_KINDS]) + more)
 
 
 def _spread(value: object) -> str:
     """A value; of the parts of a group each one's, where they differ."""
-    return " | ".join(dict.fromkeys(map(_value, value.values()))) if isinstance(value, dict) else _value(value)
+    if isinstance(value, dict):
+        return " | ".join(dict.fromkeys(map(_spread, value.values())))
+    return str(value).lower() if isinstance(value, bool) else _value(value)

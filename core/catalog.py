@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
 from torchvision import models as vision
 
+from core import timm_models
 from core.curves import FORMS
 from core.datasets import dataset_sources
 from core.errors import Fault, SpecError, did_you_mean, pointer_of
@@ -214,7 +215,7 @@ def catalog_request(payload: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG001 
     names = model_names()
     return {
         "datasets": dataset_sources(),
-        "models": [f"torchvision:{name}" for name in names],
+        "models": [f"torchvision:{name}" for name in names] + [f"timm:{name}" for name in timm_models.names()],
         "pretrained": {f"torchvision:{name}": list(vision.get_model_weights(name).__members__) for name in names},
         "losses": losses,
         "optimizers": optimizers,

@@ -7,7 +7,7 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, get_type_hints
@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 from torch import nn
 from torchvision import models as vision
 
-from core import weights
+from core import timm_models, weights
 from core.catalog import check_keywords, model_names
 from core.errors import SpecError, did_you_mean
 from core.events import TransferData
@@ -71,10 +71,16 @@ def build_model(spec: ModelSpec, classes: int, places: Places) -> nn.Module:
     kind, _, name = spec.name.partition(":")
     if kind == "torchvision" and name:
         return _built(spec, *_torchvision(name, spec, classes))
+    if kind == "timm" and name:
+        return _built(spec, *_timm(name, spec, classes))
     if kind == "python" and name:
         return _built(spec, *_plugin(name, spec, classes, places))
-    hint = f" Did you mean 'torchvision:{spec.name}'?" if spec.name in model_names() else ""
-    raise SpecError.at(f"{POINTER}/name", f"'{spec.name}' is no model; write torchvision:NAME or python:MODULE:CLASS.{hint}")
+    libraries = {"torchvision": model_names, "timm": timm_models.names}
+    known = next((library for library, names in libraries.items() if spec.name in names()), None)
+    hint = f" Did you mean '{known}:{spec.name}'?" if known else ""
+    raise SpecError.at(
+        f"{POINTER}/name", f"'{spec.name}' is no model; write torchvision:NAME, timm:NAME or python:MODULE:CLASS.{hint}"
+    )
 
 
 def find_head(model: nn.Module, spec: ModelSpec, classes: int, places: Places) -> Head:
@@ -90,9 +96,17 @@ def find_head(model: nn.Module, spec: ModelSpec, classes: int, places: Places) -
 
 
 def takes(spec: ModelSpec, keyword: str) -> bool:
-    """Whether this torchvision model's constructor has that keyword (a ViT's `image_size`)."""
-    name = spec.name.removeprefix("torchvision:")
-    return name in model_names() and keyword in inspect.signature(_class_of(name)).parameters
+    """Whether the constructor of this model of a library has that keyword (Inception's `transform_input`)."""
+    kind, _, name = spec.name.partition(":")
+    if kind == "timm":
+        return timm_models.has(name) and keyword in timm_models.keywords_of(name)
+    return kind == "torchvision" and name in model_names() and keyword in inspect.signature(_class_of(name)).parameters
+
+
+def size_keyword(spec: ModelSpec) -> str | None:
+    """What a model that is built for one image size (a ViT) calls it in its constructor; None for one that takes any."""
+    keyword = "img_size" if spec.name.startswith("timm:") else "image_size"
+    return keyword if takes(spec, keyword) else None
 
 
 def _same_shape(one: Any, other: Any) -> bool:
@@ -116,6 +130,13 @@ def _torchvision(name: str, spec: ModelSpec, classes: int) -> tuple[Callable[...
     return vision.get_model_builder(name), {**_DEFAULTS.get(name, {}), **spec.keywords, "num_classes": classes}
 
 
+def _timm(name: str, spec: ModelSpec, classes: int) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
+    timm_models.check_name(name)
+    # Its builders take keywords beside the class's: whether one is unknown is known once the model is built.
+    _check(timm_models.target_of(name), spec, {**_OURS, **timm_models.OURS}, more=tuple(spec.keywords))
+    return partial(timm_models.build, name), {**spec.keywords, "num_classes": classes}
+
+
 def _plugin(name: str, spec: ModelSpec, classes: int, places: Places) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
     module_name, _, class_name = name.partition(":")
     pointer = f"{POINTER}/name"
@@ -137,8 +158,8 @@ def _plugin(name: str, spec: ModelSpec, classes: int, places: Places) -> tuple[C
     return found, {**spec.keywords, **counts}
 
 
-def _check(target: Callable[..., Any], spec: ModelSpec, **known: Any) -> None:
-    faults = check_keywords(target, spec.keywords, POINTER, refused=_OURS, **known)
+def _check(target: Callable[..., Any], spec: ModelSpec, refused: Mapping[str, str] = _OURS, **known: Any) -> None:
+    faults = check_keywords(target, spec.keywords, POINTER, refused=refused, **known)
     if faults:
         raise SpecError(*faults)
 
@@ -146,6 +167,8 @@ def _check(target: Callable[..., Any], spec: ModelSpec, **known: Any) -> None:
 def _built(spec: ModelSpec, builder: Callable[..., nn.Module], keywords: dict[str, Any]) -> nn.Module:
     try:
         model = builder(**keywords)
+    except SpecError:
+        raise
     except (Exception, SystemExit) as error:
         raise SpecError.at(_blame(spec, error), f"building '{spec.name}' raised {_where(error)}") from error
     if not isinstance(model, nn.Module):

@@ -320,8 +320,8 @@ def _warnings(spec: JobSpec, transfer: TransferData | None, groups: list[Group])
             yield f"group '{name}' is frozen: its {', '.join(given)} has no effect"
         if group.until_epoch is not None and group.until_epoch >= spec.training.epochs:
             yield f"group '{name}' is frozen for {group.until_epoch} of {spec.training.epochs} epochs: it never trains"
-    if spec.loss.name == "NLLLoss" and spec.model.name.startswith("torchvision:"):
-        yield "NLLLoss takes log-probabilities, but torchvision's models give logits; CrossEntropyLoss is what fits them"
+    if spec.loss.name == "NLLLoss" and spec.model.name.startswith(("torchvision:", "timm:")):
+        yield "NLLLoss takes log-probabilities, but this model gives logits; CrossEntropyLoss is what fits them"
 
 
 def _transfer_warnings(spec: JobSpec, transfer: TransferData, groups: list[Group]) -> Iterator[str]:

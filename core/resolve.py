@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from core.batches import Preprocessing
 from core.datasets import Dataset
-from core.models import takes
+from core.models import size_keyword, takes
 from core.places import Places
 from core.sources import preprocessing_of
 from core.spec import JobSpec
@@ -25,8 +25,8 @@ def resolve(spec: JobSpec, places: Places, dataset: Dataset | None) -> tuple[Job
     size = spec.dataset.image_size or (known.size if known else own)
     mean, std = (known.mean, known.std) if known else IMAGENET
     model = spec.model
-    if takes(model, "image_size") and "image_size" not in model.keywords:
-        model = model.model_validate({**model.model_dump(), "image_size": size})
+    if (keyword := size_keyword(model)) and keyword not in model.keywords:
+        model = model.model_validate({**model.model_dump(), keyword: size})
     if known and takes(model, "transform_input") and "transform_input" not in model.keywords:
         # GoogLeNet's and Inception's weights want images scaled to -1..1: torchvision sets it wherever it loads them.
         model = model.model_validate({**model.model_dump(), "transform_input": True})

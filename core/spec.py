@@ -119,7 +119,7 @@ class LoaderSpec(Part):
 class ModelSpec(Named):
     """The architecture, built for the dataset's classes."""
 
-    name: Name = Field(description="`torchvision:NAME` or `python:MODULE:CLASS`.", examples=["torchvision:resnet50"])
+    name: Name = Field(description="`torchvision:NAME`, `timm:NAME` or `python:MODULE:CLASS`.", examples=["torchvision:resnet50"])
 
 
 class PretrainedSpec(Part):

@@ -152,6 +152,14 @@ def test_the_catalog_names_what_a_spec_may_name(client):
     assert client.get("/catalog").elapsed.total_seconds() < (time.monotonic() - began)
 
 
+def test_the_catalog_can_be_asked_for_the_names_that_contain_a_text(client):
+    found = schemas.Catalog.model_validate(client.get("/catalog?q=ResNet50d").json())
+    assert "timm:resnet50d" in found.models
+    assert all("resnet50d" in name for name in found.models)
+    assert (found.losses, found.optimizers, found.datasets["torchvision"]) == ({}, {}, [])
+    assert "Adam" in client.get("/catalog?q=adam").json()["optimizers"]
+
+
 def test_requests_are_answered_while_plans_run_and_wait(client, url):
     threads = [
         threading.Thread(target=httpx.post, args=(f"{url}/plans",), kwargs={"json": SMALL, "timeout": 60}) for _ in range(6)

@@ -43,7 +43,7 @@ class FakeService:
                 else:  # the connection breaks off in the middle
                     self.close_connection = True
 
-            do_POST = do_GET  # noqa: N815
+            do_POST = do_PATCH = do_GET  # noqa: N815
 
             def log_message(self, *_: object) -> None:
                 pass

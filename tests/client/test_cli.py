@@ -149,6 +149,52 @@ def test_a_job_is_steered_by_a_word(service, graft, job, command, state, request
     assert service.asked == [("POST", f"/jobs/7/{command}", {}, None)]
 
 
+ASKED = {"id": 1, "group": "head/no_decay", "changes": {"lr": 5e-4, "momentum": None}, "at_step": None, "by": "api"}
+
+
+@pytest.mark.parametrize(
+    ("options", "at", "said"),
+    [
+        ((), None, "From the next step on: group head/no_decay, lr 0.0005 (by api)"),
+        (("--at", "120"), 120, "From step 120 on: group head/no_decay, lr 0.0005 (by api)"),
+    ],
+)
+def test_the_lr_of_a_group_is_changed_by_a_word(service, graft, options, at, said):
+    service.answer("/jobs/7/groups/head/no_decay", {**ASKED, "at_step": at}, 202)
+    result = graft("lr", "7", "head/no_decay", "5e-4", *options)
+    assert (result.exit_code, result.stdout.strip()) == (0, said)
+    body = {"lr": 5e-4} if at is None else {"lr": 5e-4, "at_step": at}
+    assert service.asked == [("PATCH", "/jobs/7/groups/head/no_decay", {}, body)]
+
+
+def test_the_groups_are_shown_as_they_are_now_and_what_is_to_come(service, graft):
+    row = {"name": "head", "of": "head", "hyperparameters": {"lr": 0.1}, "frozen": False, "until_epoch": None, "tensors": 2,
+           "elements": 40, "parameters": [], "present": {"lr": 0.25}}  # fmt: skip
+    table = {"optimizer": "Adam", "groups": [row], "executed_groups": 1, "fused": True, "parameters": [], "pending": [ASKED]}
+    service.answer("/jobs/7/groups", table)
+    shown = graft("groups", "7")
+    assert shown.exit_code == 0, shown.output
+    assert "0.25" in shown.stdout
+    assert "From the next step on: group head/no_decay, lr 0.0005 (by api)" in shown.stdout
+
+
+def test_a_followed_job_tells_of_a_change_in_its_groups(service, graft, job, log):
+    changes = {"lr": {"from": 0.001, "to": 0.0005}, "freeze": {"from": {"a": True, "b": False}, "to": False}}
+    data = {"id": 1, "group": "head", "step": 3, "changes": changes, "by": "api", "refused": None}
+    log.insert(5, {**log[4], "kind": "adjusted", "data": data})
+    service.answer("/jobs", job, 201)
+    answer_log(service, log)
+    service.answer("/jobs/7/checkpoints", {"data": []})
+    said = "step 3: group head, lr 0.001 -> 0.0005, freeze true | false -> false (by api)"
+    assert said in graft("submit", "-f", "SPEC").stdout
+
+
+def test_a_fork_from_the_start_takes_the_changes_of_the_groups_with_it(service, graft, job):
+    service.answer("/jobs/3/fork", job, 201)
+    assert graft("fork", "3", "--adjustments").exit_code == 0
+    assert service.asked == [("POST", "/jobs/3/fork", {"adjustments": "true"}, {})]
+
+
 def test_a_fork_sends_its_patch_and_says_what_became_of_it(service, graft, job, tmp_path):
     service.answer("/jobs/3/fork", {**job, "forked_from": {"job": 3, "step": 20}}, 201)
     patch = tmp_path / "patch.yaml"
@@ -180,3 +226,11 @@ def test_a_fork_shows_where_it_comes_from(service, graft, job):
         service.answer(f"/jobs/7/{part}", {"title": "T", "status": 404, "detail": "not yet"}, 404)
     service.answer("/jobs/7/checkpoints", {"data": []})
     assert "job 3, on its weights at step 20" in graft("show", "7").stdout
+
+
+def test_show_as_json_has_every_row_of_the_reports_and_null_before_there_is_one(service, graft, job):
+    service.answer("/jobs/7", job)
+    service.answer("/jobs/7/transfer", {"source": None, "targets": [{"key": "fc.weight"}]})
+    service.answer("/jobs/7/groups", {"title": "T", "status": 404, "detail": "not yet"}, 404)
+    shown = json.loads(graft("show", "7", "--json").stdout)
+    assert shown == {**job, "transfer": {"source": None, "targets": [{"key": "fc.weight"}]}, "groups": None}

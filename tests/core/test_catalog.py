@@ -118,6 +118,8 @@ def test_the_catalog_is_json_and_says_what_is_refused_and_why() -> None:
     assert catalog["datasets"]["sklearn"] == ["digits"]
     assert "torchvision:resnet50" in catalog["models"]
     assert "torchvision:fcn_resnet50" not in catalog["models"]
+    assert "timm:efficientnet_lite0" in catalog["models"]
+    assert "timm:gemma4_vit_167m_enc" not in catalog["models"]
     assert "IMAGENET1K_V2" in catalog["pretrained"]["torchvision:resnet50"]
     assert {name for name, loss in catalog["losses"].items() if loss["refused"] is None} == FIT
     assert catalog["losses"]["CrossEntropyLoss"]["keywords"] == {"weight": None, "ignore_index": -100, "label_smoothing": 0.0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import efficientnet_b0, resnet50
 
+from core import timm_models
 from core.catalog import model_names
 from core.errors import SpecError
-from core.models import _class_of, build_model, find_head, get_model
+from core.models import _class_of, build_model, find_head, get_model, size_keyword
 from core.places import Places
 from core.shapes import shapes_of
 from core.spec import JobSpec, ModelSpec
@@ -218,10 +220,64 @@ def test_a_model_that_does_not_take_the_number_of_classes_has_no_known_head(lab:
     assert find_head(build_model(spec, 10, lab), spec, 10, lab).keys == frozenset()
 
 
+TIMM_HEADS = {
+    "resnet18": ["fc"],
+    "convnext_atto": ["head.fc"],
+    "deit_tiny_distilled_patch16_224": ["head", "head_dist"],
+    "efficientnet_lite0": ["classifier"],
+    "regnetx_002": ["head.fc"],
+    "vit_tiny_patch16_224.augreg_in21k_ft_in1k": ["head"],
+}
+
+
+@pytest.mark.parametrize("name", TIMM_HEADS)
+def test_timms_models_are_built_without_data_and_their_heads_found(name: str, places: Places) -> None:
+    spec = ModelSpec(name=f"timm:{name}")
+    model = shapes_of(lambda: build_model(spec, 10, places))
+    assert find_head(model, spec, 10, places).modules == tuple(TIMM_HEADS[name])
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_timms_keywords_are_used_those_of_its_builders_too(places: Places) -> None:
+    model = build_model(ModelSpec(name="timm:efficientnet_lite0", drop_rate=0.3, bn_eps=0.5), 10, places)
+    assert (model.drop_rate, model.bn1.eps) == (0.3, 0.5)
+
+
+def test_what_a_model_that_is_built_for_one_size_calls_it() -> None:
+    sized = {
+        "torchvision:vit_b_16": "image_size", "torchvision:resnet18": None, "torchvision:no": None, "timm:no": None,
+        "timm:vit_tiny_patch16_224": "img_size", "timm:deit_tiny_distilled_patch16_224": "img_size", "timm:resnet18": None,
+    }  # fmt: skip
+    assert {name: size_keyword(ModelSpec(name=name)) for name in sized} == sized
+
+
+def test_without_timm_its_models_are_refused_with_what_to_install(
+    fault: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    pointer, message = fault("timm:resnet18")
+    assert pointer == "/model/name"
+    assert "pip install 'graft[timm]'" in message
+    assert fault("resnet50d")[1].endswith("python:MODULE:CLASS.")
+    assert (timm_models.names(), size_keyword(ModelSpec(name="timm:vit_tiny_patch16_224"))) == ([], None)
+
+
 @pytest.mark.parametrize(
     ("name", "keywords", "pointer", "message"),
     [
         ("resnet18", {}, "/model/name", "Did you mean 'torchvision:resnet18'?"),
+        ("resnet50d", {}, "/model/name", "Did you mean 'timm:resnet50d'?"),
+        ("timm:resnet19", {}, "/model/name", "Did you mean 'resnet18'?"),
+        ("timm:hf-hub:timm/resnet18", {}, "/model/name", "timm has no model"),
+        ("timm:resnet50.a1_in2k", {}, "/model/name", "Did you mean 'a1_in1k'?"),
+        ("timm:tf_efficientnet_l2_ns", {}, "/model/name", "'tf_efficientnet_l2.ns_jft_in1k' now"),
+        ("timm:gemma4_vit_167m_enc", {}, "/model/name", "not a score per class"),
+        ("timm:resnet18", {"drop_rat": 0.1}, "/model/drop_rat", "Did you mean 'drop_rate'?"),
+        ("timm:resnet18", {"drop_rate": "much"}, "/model/drop_rate", 'expects float, got "much"'),
+        ("timm:resnet18", {"pretrained": True}, "/model/pretrained", "named by /pretrained"),
+        ("timm:fastvit_t8", {"in_chans": 1}, "/model/in_chans", "images come as RGB"),
+        ("timm:resnet18", {"num_classes": 3}, "/model/num_classes", "comes from the dataset"),
+        ("timm:resnet18", {"global_pool": "most"}, "/model/global_pool", "Invalid pool type: most"),
         ("torchvision:resnet19", {}, "/model/name", "Did you mean 'resnet18'?"),
         ("torchvision:fcn_resnet50", {}, "/model/name", "does not classify images"),
         ("torchvision:resnet18", {"zero_init": True}, "/model/zero_init", "Did you mean 'zero_init_residual'?"),

@@ -217,9 +217,12 @@ def test_an_image_size_that_a_model_cannot_take_is_said_with_one_that_it_can(
     assert advice in found["/dataset/image_size"]
 
 
-def test_a_model_for_one_image_size_is_built_for_the_jobs(planned: Planned) -> None:
-    found = planned(dataset={"source": "sklearn:digits", "image_size": 32}, model={"name": "torchvision:vit_b_16"})
-    assert found["spec"]["model"]["image_size"] == 32
+@pytest.mark.parametrize(
+    ("model", "keyword"), [("torchvision:vit_b_16", "image_size"), ("timm:deit_tiny_distilled_patch16_224", "img_size")]
+)
+def test_a_model_for_one_image_size_is_built_for_the_jobs(planned: Planned, model: str, keyword: str) -> None:
+    found = planned(dataset={"source": "sklearn:digits", "image_size": 32}, model={"name": model})
+    assert found["spec"]["model"][keyword] == 32
 
 
 def test_batches_of_one_are_refused_where_a_norm_cannot_train_on_them(faults: Faults, planned: Planned) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import shutil
 import signal
 import struct
 import time
@@ -64,9 +65,9 @@ def service(tmp_path_factory: pytest.TempPathFactory, resnet50_weights: dict[str
     torch.save(resnet50_weights, inputs / "resnet50.pth")
     settings = {
         "GRAFT_DATA_DIR": str(directory),
-        "GRAFT_PLUGINS": "people",
+        "GRAFT_PLUGINS": "people,two_scales",
         "GRAFT_THREADS": "1",  # two threads wait for each other at each small step when the machine has else to do
-        "GRAFT_PLUGINS_DIR": str(Path(__file__).parent / "plugins"),
+        "GRAFT_PLUGINS_DIR": str(_collect_plugins(directory / "plugins")),
     }
     with (directory / "service.log").open("wb") as log:
         made = Service(settings, log)
@@ -117,6 +118,13 @@ def until() -> Callable[..., Any]:
         return answer
 
     return until
+
+
+def _collect_plugins(folder: Path) -> Path:
+    """The tests' own modules, and that of examples/."""
+    shutil.copytree(Path(__file__).parent / "plugins", folder)
+    shutil.copy(Path(__file__).parents[2] / "examples" / "own_model" / "two_scales.py", folder)
+    return folder
 
 
 def _write_few(folder: Path) -> None:

@@ -146,20 +146,3 @@ def test_resnet50_with_another_head_and_one_group_per_parameter_as_in_the_articl
         ([group["params"]], pytest.approx(group["lr"])) for group in groups
     ]
     assert set(job["latest"]["lr"]) == {f"group-{index}" for index in range(len(names))}
-
-
-def test_a_persons_own_module_takes_the_layers_that_it_shares_with_resnet50(client, run, spec, resnet50_weights, tmp_path):
-    shared = ["conv1.*", "bn1.*", "layer1.*"]
-    job, _ = run(
-        spec(
-            "people:Shared",
-            dataset={"source": "folder:few", "image_size": 16},
-            pretrained={"source": "file:resnet50.pth"},
-            optimizer={"name": "Adam", "lr": 1e-3, "groups": [{"name": "shared", "params": shared, "freeze": True}]},
-        )
-    )
-    assert job["state"] == "succeeded", job["failure"]
-    kept = load_file(client.download(job["id"], "last", "weights.safetensors", tmp_path / "w.safetensors"))
-    taken = [key for key in kept if not key.startswith("classify.")]
-    assert len(taken) == client.transfer(job["id"])["totals"]["loaded"]["tensors"] > 60
-    assert all(torch.equal(kept[key], resnet50_weights[key]) for key in taken)  # frozen, and their norms in eval

@@ -79,12 +79,14 @@ def test_the_mistakes_are_answered_with_their_places(tour):
     assert any(fault["pointer"] == "/dataset/source" and "'FashionMNIST'" in fault["message"] for fault in problem["errors"])
 
 
-def test_a_fork_is_paused_changed_resumed_and_cancelled(tour):
+def test_a_fork_is_adjusted_paused_changed_resumed_and_cancelled(tour):
     printed, _ = tour
     fork = json.loads(printed[9])
     assert fork["forked_from"]["job"] == fork["id"] - 1
     assert fork["spec"]["pretrained"]["source"].startswith(f"job:{fork['id'] - 1}@")
-    paused, changed, resumed, cancelled = (json.loads(line) for line in printed[10].replace("}{", "}\n{").splitlines())
+    asked = json.loads(printed[10])
+    assert (asked["group"], asked["changes"]) == ("head", {"lr": 5e-4})
+    paused, changed, resumed, cancelled = (json.loads(line) for line in printed[11].replace("}{", "}\n{").splitlines())
     assert {job["id"] for job in (paused, changed, resumed, cancelled)} == {fork["id"]}
     assert "paused" in paused["state"] or paused["requested"] == "pause"
     assert (changed["priority"], changed["labels"]) == (10, {"team": "web"})

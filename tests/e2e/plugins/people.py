@@ -7,7 +7,6 @@ import warnings
 
 import torch
 from torch import nn
-from torchvision.models import resnet50
 
 
 class Tiny(nn.Module):
@@ -62,17 +61,3 @@ class Breaking(Tiny):
                 os.abort()
             raise RuntimeError("the flux capacitor is empty")
         return super().forward(images)
-
-
-class Shared(nn.Module):
-    """Begins as a resnet50 does, and goes on in its own way."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        whole = resnet50()
-        self.conv1, self.bn1, self.relu, self.layer1 = whole.conv1, whole.bn1, whole.relu, whole.layer1
-        self.classify = nn.Linear(256, num_classes)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        features = self.layer1(self.relu(self.bn1(self.conv1(images))))
-        return self.classify(features.mean((2, 3)))
