@@ -22,7 +22,9 @@ from core.errors import DataError, Fault, SpecError, TransferError
 from core.events import GroupsData, TransferData
 from core.hyperparameters import check_optimizer
 from core.models import build_model, find_head, get_model
+from core.norms import of_another_kind
 from core.places import Places
+from core.ranks import Ranks
 from core.resolve import resolve
 from core.shapes import shapes_of
 from core.spec import JobSpec, faults_of
@@ -49,6 +51,8 @@ class Prepared:
     train: Loader
     validation: Loader
     steps_per_epoch: int
+    ranks: Ranks
+    """This process, or the group that it is one of."""
 
 
 class DatasetFacts(BaseModel):
@@ -94,8 +98,8 @@ class Plan(BaseModel):
     warnings: list[str]
 
 
-def prepare(spec: JobSpec, places: Places, device: torch.device) -> Prepared:
-    """Make everything that training needs, on `device`. The same spec and seed make the same thing.
+def prepare(spec: JobSpec, places: Places, device: torch.device, ranks: Ranks | None = None) -> Prepared:
+    """Make everything that training needs, on `device`. The same spec and seed make the same thing, on each of several ranks.
 
     Raises SpecError where the spec cannot work, DataError and TransferError where a file is damaged.
     """
@@ -104,6 +108,8 @@ def prepare(spec: JobSpec, places: Places, device: torch.device) -> Prepared:
     _seed(spec.training.seed)
     model, transfer = get_model(spec, len(dataset.classes), places, dataset.classes)
     model.to(device)
+    ranks = ranks or Ranks()
+    ranks.adopt(model, spec.training.seed)
     optimizer, groups = grouping.build_optimizer(model, spec.optimizer, device)
 
     def loader(train: bool) -> Loader:
@@ -124,6 +130,7 @@ def prepare(spec: JobSpec, places: Places, device: torch.device) -> Prepared:
         train=loader(True),
         validation=loader(False),
         steps_per_epoch=steps_per_epoch(len(dataset.train), spec.loader),
+        ranks=ranks,
     )
 
 
@@ -166,8 +173,8 @@ def plan(spec: JobSpec, places: Places) -> Plan:
         groups=grouping.report(groups, spec.optimizer, torch.device("cpu")),
         steps=steps,
         lr={group.name: [(0, lr), (steps.total, lr)] for group in groups for lr in [group.hyperparameters["lr"]]},
-        memory=memory(model, spec.optimizer, activations=activations, data=held),
-        warnings=[*dataset.notes, *_warnings(spec, transfer, groups)],
+        memory=memory(model, spec.optimizer, activations=activations, data=held, ranks=spec.resources.gpus or 1),
+        warnings=[*dataset.notes, *_warnings(spec, transfer, groups), *_rank_warnings(spec, model)],
     )
 
 
@@ -294,3 +301,12 @@ def _warnings(spec: JobSpec, transfer: TransferData, groups: list[grouping.Group
             yield f"group '{name}' is frozen: its {', '.join(group.keywords)} has no effect"
     if spec.loss.name == "NLLLoss" and spec.model.name.startswith("torchvision:"):
         yield "NLLLoss takes log-probabilities, but torchvision's models give logits; CrossEntropyLoss is what fits them"
+
+
+def _rank_warnings(spec: JobSpec, model: nn.Module) -> Iterator[str]:
+    """What is different on several GPUs."""
+    gpus = spec.resources.gpus or 1
+    if spec.loader.batch_size < gpus:
+        yield f"loader.batch_size is that of all {gpus} GPUs together: with {spec.loader.batch_size} some of them have no sample"
+    if gpus > 1 and (odd := of_another_kind(model)):
+        yield f"these norms see the samples of one GPU alone, since they are not torch's own: {weights.listed(odd)}"
