@@ -99,7 +99,7 @@ class Runner:
     def _run(self, claim: Claim, slot: Slot, claimed_at: float) -> None:
         with self._lock:
             self._running.add(claim.lease.job_id)
-        log.info("job %d, attempt %d: started on %s", claim.lease.job_id, claim.lease.attempt, slot.device)
+        log.info("job %d, attempt %d: started on %s", claim.lease.job_id, claim.lease.attempt, ", ".join(slot.devices))
         try:
             Supervisor(
                 claim,

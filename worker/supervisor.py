@@ -11,6 +11,7 @@ import math
 import os
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from store.database import Database
 from store.errors import LeaseLost
 from store.leases import Claim
 from store.settings import Settings
+from worker.crew import Crew
 from worker.devices import Slot
 from worker.ending import Asked, Ending, conclude, excuse
 from worker.intake import Intake
@@ -62,7 +64,7 @@ class Supervisor:
     ) -> None:
         self._claim, self._lease, self._slot = claim, claim.lease, slot
         self._sandbox, self._settings, self._stop = sandbox, settings, stop
-        self._limits = limits or Limits(cores=threads(settings))
+        self._limits = limits or Limits(cores=threads(settings, len(slot.devices)))
         self._target = target
         self._persistence = Persistence(database, claim.lease, stop)
         self._journal = Journal()
@@ -78,8 +80,8 @@ class Supervisor:
     def run(self) -> None:
         """Run the attempt. Never raises for what a job or its lease can do."""
         try:
-            with self._spawn() as child:
-                status = self._watch(child)
+            with self._spawn() as crew:
+                status = self._watch(crew)
             state = self._conclude(status)
         except LeaseLost as error:
             log.warning("%s", error)
@@ -93,7 +95,7 @@ class Supervisor:
 
     # -- the start
 
-    def _spawn(self) -> Child:
+    def _spawn(self) -> Crew:
         directory = self._folder / str(self._lease.attempt)
         directory.mkdir(parents=True, exist_ok=True)
         kept = self._persistence.start(self._kept)
@@ -105,18 +107,22 @@ class Supervisor:
             "spec": self._claim.spec,
             "places": self._places(),
             "directory": str(directory),
-            "device": self._slot.device,
             "resume": None if self._lease.attempt == 1 else [str(path) for path in reversed(kept)],
             "permit": self._permit(self._claimed_at),
         }
         while not self._sandbox.wait_ready(self._settings.renew_seconds):  # its forkserver died, and another one warms up
             message["permit"] = self._permit(self._hold())
-        child = self._sandbox.spawn(self._target, limits=self._limits, environment=self._slot.environment, cwd=directory)
-        try:
-            child.channel.send(message)
-        except OSError:
-            log.debug("job %d: the trainer died at once", self._lease.job_id)  # its status says how
-        return child
+
+        def spawn(environment: Mapping[str, str]) -> Child:
+            return self._sandbox.spawn(self._target, limits=self._limits, environment=environment, cwd=directory)
+
+        crew = Crew(self._slot, spawn)
+        for child, device in zip(crew.children, self._slot.devices, strict=True):
+            try:
+                child.channel.send({**message, "device": device})
+            except OSError:
+                log.debug("job %d: the trainer died at once", self._lease.job_id)  # its status says how
+        return crew
 
     def _places(self) -> dict[str, object]:
         return {**self._settings.places(), "pinned": self._claim.plan.get("pinned", {})}
@@ -131,18 +137,21 @@ class Supervisor:
 
     # -- the watch
 
-    def _watch(self, child: Child) -> ExitStatus:
-        """Read and serve the child until it is dead; everything that it said is in the journal then, or committed."""
+    def _watch(self, crew: Crew) -> ExitStatus:
+        """Read and serve the crew until it is dead; everything that it said is in the journal then, or committed.
+
+        The end of one rank is the end of all: the others have a moment to say why, for it may be they who know.
+        """
         folder = f"jobs/{self._lease.job_id}/{self._lease.attempt}"
-        with Intake(child, self._journal, folder) as intake:
+        with Intake(crew.children, self._journal, folder) as intake:
             while intake.pump(self._patience()):
                 if intake.urgent:
                     intake.urgent, self._commit_at = False, 0.0
-                if intake.word is not None and self._kill_at is None:
-                    self._kill_at = time.monotonic() + _LEAVE
-                self._serve(child)
+                if intake.over:
+                    self._kill_at = min(self._kill_at or math.inf, time.monotonic() + _LEAVE)
+                self._serve(crew)
             self._word = intake.word
-        return child.wait()
+            return intake.status
 
     # -- what is due
 
@@ -154,11 +163,13 @@ class Supervisor:
             due.append(self._kill_at)
         return max(0.0, min(due) - time.monotonic())
 
-    def _serve(self, child: Child) -> None:
+    def _serve(self, crew: Crew) -> None:
+        """Rank 0 hears of permits and commands; the others do as it does, since no step is done without it."""
+        child = crew.children[0]
         now = time.monotonic()
         if self._kill_at is not None and now >= self._kill_at:
             self._kill_at = None
-            child.kill()
+            crew.kill()
         if now >= self._renew_at:
             _tell(child, {"kind": "permit", "until": self._permit(self._hold())})
         if len(self._journal) and (now >= self._commit_at or self._journal.full):
@@ -232,9 +243,9 @@ class Supervisor:
             log.warning("job %d: %s", self._lease.job_id, lost)
 
 
-def threads(settings: Settings) -> int:
-    """CPU threads of a trainer."""
-    return settings.threads or max(1, len(os.sched_getaffinity(0)) // max(1, settings.cpu_slots))
+def threads(settings: Settings, ranks: int = 1) -> int:
+    """CPU threads of a trainer, or of each of its ranks."""
+    return settings.threads or max(1, len(os.sched_getaffinity(0)) // max(1, settings.cpu_slots) // ranks)
 
 
 def _tell(child: Child, message: dict[str, Any]) -> None:
