@@ -27,6 +27,7 @@ from store.settings import Settings
 from worker.crew import Crew
 from worker.devices import Slot
 from worker.ending import Asked, Ending, conclude, excuse
+from worker.failures import oom_kills
 from worker.intake import Intake
 from worker.journal import Journal
 from worker.persistence import Persistence, StoppedError
@@ -76,6 +77,7 @@ class Supervisor:
         self._renew_at = claimed_at + settings.renew_seconds
         self._command_at = self._commit_at = 0.0
         self._kill_at: float | None = None
+        self._oom_kills = oom_kills()
 
     def run(self) -> None:
         """Run the attempt. Never raises for what a job or its lease can do."""
@@ -226,7 +228,8 @@ class Supervisor:
     def _conclude(self, status: ExitStatus) -> JobState:
         """Commit what is left, and how it ended, at once."""
         batch, lines = self._journal.take_last(), self._journal.last_lines()
-        ending = Ending(self._word, self._asked, self._stop.is_set(), status, lines)
+        starved = oom_kills() > self._oom_kills
+        ending = Ending(self._word, self._asked, self._stop.is_set(), status, lines, starved)
 
         def end(session: Session) -> tuple[JobState, list[Path]]:
             return conclude(session, self._lease, self._claim.spec, ending), self._kept(session)

@@ -16,6 +16,7 @@ from sandbox import Limits
 from store import commands, events
 from worker.crew import Crew
 from worker.devices import Slot
+from worker.failures import oom_kills
 from worker.trainer import failure_of
 
 DIGITS = {"source": "sklearn:digits", "image_size": 8}
@@ -188,6 +189,37 @@ def test_a_trainer_that_grows_beyond_its_limit_is_out_of_memory(bench: Any) -> N
     bench.run(gpus=["cpu"], limits=Limits(cores=1, memory=1 << 30))
 
     assert bench.job(job).failure["type"] == "out_of_memory"
+
+
+def test_a_trainer_that_the_kernel_killed_for_want_of_memory_says_so_and_another_job_has_its_slot(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container's limit, which a test cannot set: here the counter that the kernel keeps of it rises."""
+    (tmp_path / "cgroup").write_text("0::/unit\n")
+    (tmp_path / "unit").mkdir()
+    counter = tmp_path / "unit/memory.events"
+    counter.write_text("low 0\noom 0\noom_kill 2\n")
+
+    def kills() -> int:
+        found = oom_kills(tmp_path / "cgroup", tmp_path)
+        counter.write_text(f"low 0\noom 1\noom_kill {found + 1}\n")
+        return found
+
+    job = submit(bench, f"KilledRank?3:{tmp_path / 'killed'}", resources={"gpus": 2, "max_attempts": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr("worker.supervisor.oom_kills", kills)
+        bench.run(gpus=TWO)
+    assert bench.job(job).failure["type"] == "out_of_memory"
+    assert "smaller dataset.image_size" in bench.job(job).failure["hint"]
+    after = submit(bench, "Tiny")
+    bench.run(gpus=TWO)
+    assert bench.job(after).state == "succeeded"
+
+
+def test_where_the_kernel_does_not_tell_nobody_was_starved(tmp_path: Path) -> None:
+    assert oom_kills(tmp_path / "cgroup", tmp_path) == 0
+    (tmp_path / "cgroup").write_text("12:memory:/old\n0::/unit\n")
+    assert oom_kills(tmp_path / "cgroup", tmp_path) == 0
 
 
 def test_torchs_own_error_is_out_of_memory() -> None:
