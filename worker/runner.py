@@ -63,13 +63,17 @@ class Runner:
         with self._lock:
             running = sorted(self._running)
         ready = self._warm()
+        devices = {
+            **self.devices.describe(),
+            "ready": ready,
+        }  # before the database: a claim holds the pool, and then waits for it
         with self.database.write() as session:
             drains = workers.heartbeat(
                 session,
                 name=self.settings.worker_name,
                 host=socket.gethostname(),
                 queues=self.settings.queues,
-                devices={**self.devices.describe(), "ready": ready},
+                devices=devices,
                 running=running,
             )
         heartbeat.write(self.settings, ready=ready)

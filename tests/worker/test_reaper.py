@@ -128,3 +128,24 @@ def test_a_worker_that_is_drained_finishes_its_jobs_takes_no_other_and_then_leav
     assert left == ["now"]
     with bench.database.read() as session:
         assert jobs.counts(session) == {"default": {"queued": 1}}
+
+
+def test_a_heartbeat_and_a_claim_never_wait_for_each_other(bench: Any, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    describe, asked = runner.devices.describe, threading.Event()
+
+    def tell() -> dict[str, object]:
+        asked.set()
+        return describe()
+
+    monkeypatch.setattr(runner.devices, "describe", tell)
+    beating = threading.Thread(target=runner.beat)
+
+    def claim(_: Any) -> None:
+        beating.start()
+        assert asked.wait(30)
+        with bench.database.write() as session:  # as a claim does, while the heartbeat asks what is free
+            leases.reap(session)
+
+    assert runner.devices.take(claim) is None
+    beating.join(30)
+    assert not beating.is_alive()
