@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from core import checkpoints, randomness
@@ -22,21 +22,16 @@ from core.errors import NonFiniteLossError
 from core.events import CheckpointData, Data, EpochData, Figure, Iteration, LogData, RewoundData, best, figure
 from core.freezing import freeze
 from core.groups import learning_rates
-from core.outputs import LossFunction, logits_of, loss_of
+from core.outputs import LossFunction, logits_of
 from core.places import Places
 from core.plan import Prepared, prepare
 from core.progress import Pace, Progress, Tally
+from core.ranks import Batches, Ranks
 from core.readback import Readback
 from core.schedules import hear, set_rates
 from core.spec import JobSpec
 
-
-class Batches(Protocol):
-    """What the loop needs of a loader: `core.batches.Loader` is one."""
-
-    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images, targets) of one epoch from batch `start` on, both on the model's device."""
-        ...
+_ALONE = Ranks()
 
 
 class _Step(NamedTuple):
@@ -47,7 +42,7 @@ class _Step(NamedTuple):
 
 def train_fn(
     epoch: int, loader: Batches, model: nn.Module, optimizer: Optimizer, loss_fn: LossFunction, *, step: int = 0,
-    losses: Losses | None = None, pause: Callable[[int], bool] = lambda _: False,
+    losses: Losses | None = None, pause: Callable[[int], bool] = lambda _: False, ranks: Ranks = _ALONE,
 ) -> Generator[Iteration | Tally, None, float]:  # fmt: skip
     """One epoch. Yields each iteration, in order, none left out; returns the mean of the losses, weighted by samples.
 
@@ -56,17 +51,19 @@ def train_fn(
 
     With `losses` of its first batches the epoch goes on after them. Where `pause` is true of the number of completed steps, a
     Tally is yielded: every loss up to there has been, all were finite, and model, optimizer and generators stand right there.
+    Of several `ranks` each takes its share of every batch, and tells the losses of all.
     """
     model.train()
     losses = losses or Losses(epoch)
-    readback: Readback[_Step] = Readback(_device_of(model))
-    for images, targets in loader.batches(epoch, losses.tally.batches):
+    readback: Readback[_Step] = Readback(checkpoints.device_of(model))
+    for images, targets, samples in ranks.batches(loader, epoch, losses.tally.batches):
         optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(model(images), targets, loss_fn)
+        loss = ranks.loss(model, images, targets, loss_fn, samples)
         loss.backward()  # type: ignore[no-untyped-call]
+        loss = ranks.reduce(model, loss)
         set_rates(optimizer, step)
         optimizer.step()
-        for due in readback.push(loss, _Step(step, len(targets), learning_rates(optimizer))):
+        for due in readback.push(loss, _Step(step, samples, learning_rates(optimizer))):
             yield losses.take(*due)
         step += 1
         if pause(step):
@@ -105,25 +102,25 @@ class Losses:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: Batches, loss_fn: LossFunction) -> dict[str, float]:
+def evaluate(model: nn.Module, loader: Batches, loss_fn: LossFunction, ranks: Ranks = _ALONE) -> dict[str, float]:
     """`loss` (the mean over samples) and `top1` (the share of samples whose highest logit is their class), in eval mode.
 
     Leaves the model in eval mode, and the random state as it was. The device is read once, at the end.
     """
+    ranks.share_buffers(model)
     model.eval()
-    totals = torch.zeros(2, dtype=torch.float64, device=_device_of(model))
-    samples = 0
-    for images, targets in loader.batches(0):
+    totals = torch.zeros(3, dtype=torch.float64, device=checkpoints.device_of(model))
+    for images, targets in ranks.whole_batches(loader):
         logits = logits_of(model(images))
         correct = (logits.argmax(dim=1) == targets).sum()
-        totals += torch.stack([loss_fn(logits, targets).double() * len(targets), correct.double()])
-        samples += len(targets)
-    loss, right = (totals / max(1, samples)).tolist()
-    return {"loss": loss, "top1": right}
+        loss = loss_fn(logits, targets).double()
+        totals += torch.stack([loss * len(targets), correct.double(), torch.full_like(loss, len(targets))])
+    loss_sum, right, samples = ranks.total(totals).tolist()
+    return {"loss": loss_sum / max(1, samples), "top1": right / max(1, samples)}
 
 
 def fit(
-    spec: JobSpec, places: Places, directory: Path, *, device: torch.device | str = "cpu",
+    spec: JobSpec, places: Places, directory: Path, *, device: torch.device | str = "cpu", ranks: Ranks = _ALONE,
     resume: Sequence[Path] | None = None, publish: Callable[[], None] = lambda: None,
     halts: Callable[[], bool] = lambda: False, clock: Callable[[], float] = time.monotonic,
 ) -> Generator[Iteration | tuple[int, Data], None, None]:  # fmt: skip
@@ -137,16 +134,22 @@ def fit(
     on as if it had never stopped: bit for bit on the CPU, and with `training.deterministic` on a GPU of the same type.
     `publish` is called right before a checkpoint appears; it may wait, or raise. Once `halts()` is true a checkpoint is written
     after the next step, wherever the epoch stands: for the caller to close the generator then, and lose nothing.
+
+    Of several `ranks` (`core.ranks.join`) each runs this, with the same arguments but for its device. All yield the same; rank 0
+    writes the checkpoints, asks its `halts` and its `clock`, and calls `publish`. Where `halts` becomes true the checkpoint is
+    a few steps later, the same one on all.
     """
     for folder in {directory, *(place.parent for place in resume or ())}:
         checkpoints.clean(folder)
     with randomness.deterministic() if spec.training.deterministic else nullcontext():
-        job = prepare(spec, places, torch.device(device))
+        job = prepare(spec, places, torch.device(device), ranks)
         yield 0, job.transfer
         yield 0, job.groups
         progress = Progress()
         if resume is not None:
-            progress, damaged = checkpoints.resume(resume, job.model, job.optimizer)
+            progress, damaged = checkpoints.resume(resume, job.model, job.optimizer, ranks.rank)
+            if (step := ranks.first(lambda: progress.step)) != progress.step:
+                raise checkpoints.CheckpointError(f"rank {ranks.rank} cannot read the checkpoint of step {step}, as rank 0 did")
             yield progress.step, RewoundData(to_step=progress.step)
             for error in damaged:
                 yield progress.step, LogData(level="warning", message=f"passed over a checkpoint: {error}")
@@ -171,7 +174,10 @@ class _Keeper:
 
     def due(self, step: int, *, epoch_ends: bool) -> bool:
         """Whether to write one after `step` completed steps."""
-        return self.pace.due(step, epoch_ends=epoch_ends) or self.halts()
+        ranks, due = self.job.ranks, self.pace.due(step, epoch_ends=epoch_ends)
+        if epoch_ends:
+            return ranks.first(lambda: due or self.halts())
+        return (due and not self.pace.by_clock) or ranks.agreed(due or self.halts())
 
     def leads(self, progress: Progress, figures: dict[str, Figure]) -> bool:
         """Whether these are better than those of every checkpoint before."""
@@ -189,7 +195,12 @@ class _Keeper:
         """Write one; the progress, which knows what is best now, and the event."""
         leads = self.leads(progress, figures)
         done = replace(progress, best=figures) if leads else progress
-        saved = checkpoints.save(self.directory, self.job, done, figures, self.publish)
+        ranks, model = self.job.ranks, self.job.model
+        ranks.share_buffers(model)
+        generators = ranks.gather(randomness.capture(checkpoints.device_of(model)))
+        saved = ranks.first(
+            lambda: checkpoints.save(self.directory, self.job, done, figures, self.publish, generators=generators)
+        )
         self.pace.written()
         return done, CheckpointData(step=done.step, epoch=done.last_epoch, figures=figures, best=leads, **saved._asdict())
 
@@ -205,7 +216,7 @@ def _epoch(keeper: _Keeper, progress: Progress) -> Generator[Iteration | tuple[i
     start = time.perf_counter() - progress.seconds
     for event in train_fn(
         epoch, job.train, job.model, job.optimizer, job.loss, step=progress.step, losses=losses,
-        pause=lambda step: step < end and keeper.due(step, epoch_ends=False),
+        pause=lambda step: step < end and keeper.due(step, epoch_ends=False), ranks=job.ranks,
     ):  # fmt: skip
         if isinstance(event, Iteration):
             yield event
@@ -224,7 +235,7 @@ def _validate(
 ) -> Generator[tuple[int, Data], None, Progress]:  # fmt: skip
     """The end of an epoch whose training took `seconds`."""
     job = keeper.job
-    validation = {name: figure(value) for name, value in evaluate(job.model, job.validation, job.loss).items()}
+    validation = {name: figure(value) for name, value in evaluate(job.model, job.validation, job.loss, job.ranks).items()}
     progress = replace(progress, history=(*progress.history, validation))
     yield (
         progress.step,
@@ -241,7 +252,3 @@ def _validate(
         progress, written = keeper.save(progress, figures)
         yield progress.step, written
     return progress
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
