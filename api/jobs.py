@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -119,8 +119,8 @@ def digest(body: Any) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def view(session: Session, job: Job, served: Collection[str] | None = None) -> dict[str, Any]:
-    """A row as `schemas.Job`. `served`: the queues that a living worker serves, where they are known already."""
+def view(session: Session, job: Job, served: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """A row as `schemas.Job`. `served`: as `_served` gives it, where that is known already."""
     here = f"/jobs/{job.id}"
     parts = ("events", "logs", "losses", "transfer", "groups", "checkpoints")
     share = min(1.0, job.step / job.steps_total) if job.steps_total else 0.0
@@ -145,7 +145,7 @@ def view(session: Session, job: Job, served: Collection[str] | None = None) -> d
         "ran_seconds": round(jobs.ran_seconds(session, job), 3),
         "position": jobs.position(session, job),
         "eta_seconds": _eta(job),
-        "warnings": [*job.plan.get("warnings", []), *_unserved(session, job, served)],
+        "warnings": [*job.plan.get("warnings", []), *_unserved(job, _served(session) if served is None else served)],
         "created_at": iso(job.created_at),
         "queued_at": iso(job.queued_at),
         "started_at": None if job.started_at is None else iso(job.started_at),
@@ -196,14 +196,28 @@ def _eta(job: Job) -> float | None:
     return round(max(0.0, left / pace), 1)
 
 
-def _served(session: Session) -> set[str]:
-    return {queue for worker in workers.listing(session) if worker.alive and not worker.draining for queue in worker.queues}
+def _served(session: Session) -> dict[str, int]:
+    """The queues that living workers serve, and the most GPUs that one of them has."""
+    served: dict[str, int] = {}
+    for worker in workers.listing(session):
+        if worker.alive and not worker.draining:
+            for queue in worker.queues:
+                served[queue] = max(served.get(queue, 0), len(worker.devices.get("gpus", [])))
+    return served
 
 
-def _unserved(session: Session, job: Job, served: Collection[str] | None) -> list[str]:
-    if job.state != "queued" or job.queue in (_served(session) if served is None else served):
+def _unserved(job: Job, served: Mapping[str, int]) -> list[str]:
+    """Why it will wait until another worker comes."""
+    if job.state != "queued":
         return []
-    return [f"no living worker serves the queue '{job.queue}'; start one with GRAFT_QUEUES={job.queue} (GET /workers)"]
+    if job.queue not in served:
+        return [f"no living worker serves the queue '{job.queue}'; start one with GRAFT_QUEUES={job.queue} (GET /workers)"]
+    most = served[job.queue]
+    if job.gpus is not None and job.gpus > most:
+        return [
+            f"no living worker of the queue '{job.queue}' has {job.gpus} GPUs, the largest has {most}; it waits for one that has"
+        ]
+    return []
 
 
 def _state(text: str | None) -> JobState | None:

@@ -90,7 +90,7 @@ class Adjustments:
 
     def __init__(self, done: Iterable[Adjustment] = ()) -> None:
         self._lock = threading.Lock()
-        self._done = sorted(done, key=_order)
+        self.done = sorted(done, key=_order)
         self._waiting: list[Adjustment] = []
 
     def adjust(self, group: str, *, at_step: int | None = None, by: str = "code", **changes: Any) -> None:
@@ -104,9 +104,20 @@ class Adjustments:
 
     def settled(self, step: int) -> list[Adjustment]:
         """Those of the log that a checkpoint of `step` has behind it, in order. The later ones become due at their steps."""
-        done, self._done = self._done, []
-        self._waiting[:0] = [one for one in done if (one.step or 0) > step]
-        return [one for one in done if (one.step or 0) <= step]
+        with self._lock:
+            self._waiting[:0] = [one for one in self.done if (one.step or 0) > step]
+        return [one for one in self.done if (one.step or 0) <= step]
+
+    @property
+    def waits(self) -> bool:
+        """Whether something was asked for and not taken yet."""
+        return bool(self._waiting)
+
+    def take(self) -> list[Adjustment]:
+        """Take all, due or not."""
+        with self._lock:
+            taken, self._waiting = self._waiting, []
+        return taken
 
     def due(self, step: int) -> list[Adjustment]:
         """Take those that are due once `step` steps are completed, in the order in which they were asked for."""

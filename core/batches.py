@@ -57,14 +57,21 @@ class Loader:
         """Batches per epoch."""
         return len(self._bounds)
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of one epoch, from number `start` on: a slice, nothing before it is read.
+    def sizes(self) -> list[int]:
+        """The samples of each batch, over all ranks."""
+        return [last - first for first, last in self._bounds]
 
-        Draws nothing from the global random state.
+    def batches(
+        self, epoch: int, start: int = 0, *, step: int = 1, rank: int = 0, ranks: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one epoch, each `step`th from number `start` on: a slice, nothing before it is read.
+
+        With `ranks` only the share of `rank` in each is read, which is empty where there are fewer samples than ranks; the order
+        is the same for any number of them. Draws nothing from the global random state.
         """
         order = self.order(epoch)
         on_device = order.to(self._labels.device)
-        bounds = self._bounds[start:]
+        bounds = [_share(first, last, rank, ranks) for first, last in self._bounds[start::step]]
         pixels = self._source.batches(order, bounds)
         for (first, last), images in zip(bounds, pixels, strict=True):
             yield self._normalise(images), self._labels.index_select(0, on_device[first:last])
@@ -132,6 +139,12 @@ def batch_bounds(samples: int, spec: LoaderSpec) -> Bounds:
     elif ragged == 1 and len(bounds) > 1:
         bounds[-2:] = [(bounds[-2][0], samples)]
     return bounds
+
+
+def _share(first: int, last: int, rank: int, ranks: int) -> tuple[int, int]:
+    """Which part of a batch is a rank's: consecutive samples, their numbers alike to one."""
+    samples = last - first
+    return first + samples * rank // ranks, first + samples * (rank + 1) // ranks
 
 
 class Normalise:

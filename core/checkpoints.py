@@ -42,6 +42,10 @@ _PARTIAL = ".partial"
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
+Generators = tuple[dict[str, Tensor], dict[str, Any]]
+"""The random generators of a process, as `core.randomness.capture` gives them."""
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint that is damaged, or not one; the message says in what."""
 
@@ -55,17 +59,19 @@ class Saved(NamedTuple):
 
 
 def save(
-    directory: Path, job: Prepared, progress: Progress, figures: Mapping[str, Figure], publish: Callable[[], None] = lambda: None
-) -> Saved:
+    directory: Path, job: Prepared, progress: Progress, figures: Mapping[str, Figure], publish: Callable[[], None] = lambda: None,
+    *, generators: Sequence[Generators] = (),
+) -> Saved:  # fmt: skip
     """Write the checkpoint `directory`/STEP. `publish` is called once it is on disk, right before it is renamed into its place.
 
-    Raises DiskFullError where there is no room. Whatever is raised, nothing of the checkpoint remains.
+    `generators` are the random generators of each rank; without them, those of this process. Raises DiskFullError where there
+    is no room. Whatever is raised, nothing of the checkpoint remains.
     """
     place = directory / str(progress.step)
     with _partial(place) as folder:
         weights = write_tensors(folder / "model.safetensors", job.model.state_dict(), {"format": "pt"})
         model = _write_json(folder / "model.json", _model_card(job, progress, figures, weights))
-        tensors, values = _state(job.model, job.optimizer)
+        tensors, values = _state(job.optimizer, generators or [randomness.capture(device_of(job.model))])
         state = write_tensors(folder / "state.safetensors", tensors, {})
         files = {"model.safetensors": weights.sha256, "model.json": model.sha256, "state.safetensors": state.sha256}
         content = {"format": FORMAT, "progress": asdict(progress), "sha256": files, "values": values}
@@ -101,10 +107,11 @@ class Resumed(NamedTuple):
     passed_over: list[CheckpointError]
 
 
-def resume(candidates: Sequence[Path], model: nn.Module, optimizer: Optimizer) -> Resumed:
+def resume(candidates: Sequence[Path], model: nn.Module, optimizer: Optimizer, rank: int = 0) -> Resumed:
     """Continue from the first sound one of `candidates`: weights, buffers, optimizer, random generators.
 
-    Where none is sound, model and optimizer stay as they are, for a job that begins anew.
+    Where none is sound, model and optimizer stay as they are, for a job that begins anew. Any number of ranks may go on where
+    another number stopped; a rank that was not there draws new numbers.
     """
     damaged: list[CheckpointError] = []
     for place in candidates:
@@ -114,8 +121,13 @@ def resume(candidates: Sequence[Path], model: nn.Module, optimizer: Optimizer) -
             damaged.append(error)
             continue
         model.load_state_dict(weights)
-        _restore(model, optimizer, tensors, content["values"])
-        return Resumed(_progress(content["progress"]), damaged)
+        progress = _progress(content["progress"])
+        generators = _restore(optimizer, tensors, content["values"])
+        if rank < len(generators):
+            randomness.restore(*generators[rank], device_of(model))
+        else:
+            randomness.reseed(torch.initial_seed(), progress.step)
+        return Resumed(progress, damaged)
     return Resumed(Progress(), damaged)
 
 
@@ -145,7 +157,7 @@ def _model_card(job: Prepared, progress: Progress, figures: Mapping[str, Figure]
     }
 
 
-def _state(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _state(optimizer: Optimizer, generators: Sequence[Generators]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of the state, and the rest of it as JSON."""
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {"optimizer": {}}
@@ -155,23 +167,30 @@ def _state(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], d
                 tensors[f"optimizer/{key}/{name}"] = value
             else:
                 values["optimizer"].setdefault(name, {})[key] = value
-    generators, values["random"] = randomness.capture(_device_of(model))
-    tensors.update({f"random/{name}": state for name, state in generators.items()})
+    for rank, (states, rest) in enumerate(generators):
+        values[_place_of(rank)] = rest
+        tensors.update({f"{_place_of(rank)}/{name}": state for name, state in states.items()})
     return tensors, values
 
 
-def _restore(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+def _place_of(rank: int) -> str:
+    """Where a rank's generators lie."""
+    return f"random-{rank}" if rank else "random"
+
+
+def _restore(optimizer: Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> list[Generators]:
+    """Put back the optimizer's state; the generators of each rank that wrote it."""
     state: dict[str, dict[str, Any]] = {name: dict(entries) for name, entries in values["optimizer"].items()}
-    generators = {}
+    states: dict[str, dict[str, Tensor]] = {}
     for path, tensor in tensors.items():
         kind, _, rest = path.partition("/")
-        if kind == "random":
-            generators[rest] = tensor
-        else:
+        if kind == "optimizer":
             key, _, name = rest.partition("/")
             state.setdefault(name, {})[key] = tensor
+        else:
+            states.setdefault(kind, {})[rest] = tensor
     load_optimizer_state(optimizer, state)
-    randomness.restore(generators, values["random"], _device_of(model))
+    return [(states[_place_of(rank)], values[_place_of(rank)]) for rank in range(len(states))]
 
 
 @contextmanager
@@ -219,5 +238,6 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _device_of(model: nn.Module) -> torch.device:
+def device_of(model: nn.Module) -> torch.device:
+    """Where its parameters are."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from core import checkpoints, randomness
@@ -23,21 +23,16 @@ from core.control import GroupControl
 from core.errors import NonFiniteLossError
 from core.events import AdjustedData, CheckpointData, Data, EpochData, Figure, Iteration, LogData, RewoundData, best, figure
 from core.groups import learning_rates
-from core.outputs import LossFunction, logits_of, loss_of
+from core.outputs import LossFunction, logits_of
 from core.places import Places
 from core.plan import Prepared, prepare
 from core.progress import Pace, Progress, Tally
+from core.ranks import Batches, Ranks
 from core.readback import Readback
 from core.schedules import set_rates
 from core.spec import JobSpec
 
-
-class Batches(Protocol):
-    """What the loop needs of a loader: `core.batches.Loader` is one."""
-
-    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images, targets) of one epoch from batch `start` on, both on the model's device."""
-        ...
+_ALONE = Ranks()
 
 
 class _Step(NamedTuple):
@@ -48,7 +43,7 @@ class _Step(NamedTuple):
 
 def train_fn(
     epoch: int, loader: Batches, model: nn.Module, optimizer: Optimizer, loss_fn: LossFunction, *, step: int = 0,
-    losses: Losses | None = None, pause: Callable[[int], bool] = lambda _: False,
+    losses: Losses | None = None, pause: Callable[[int], bool] = lambda _: False, ranks: Ranks = _ALONE,
     adjust: Callable[[int], Sequence[AdjustedData]] = lambda _: (),
 ) -> Generator[Iteration | Tally | AdjustedData, None, float]:  # fmt: skip
     """One epoch. Yields each iteration, in order, none left out; returns the mean of the losses, weighted by samples.
@@ -59,21 +54,23 @@ def train_fn(
     With `losses` of its first batches the epoch goes on after them. Where `pause` is true of the number of completed steps, a
     Tally is yielded: every loss up to there has been, all were finite, and model, optimizer and generators stand right there.
     Before each step `adjust` may change parameter groups (`core.control.GroupControl.due`); what it says is yielded.
+    Of several `ranks` each takes its share of every batch, and tells the losses of all.
     """
     model.train()
     losses = losses or Losses(epoch)
-    readback: Readback[_Step] = Readback(_device_of(model))
-    for images, targets in loader.batches(epoch, losses.tally.batches):
+    readback: Readback[_Step] = Readback(checkpoints.device_of(model))
+    for images, targets, samples in ranks.batches(loader, epoch, losses.tally.batches):
         if adjusted := adjust(step):
             for due in readback.drain():
                 yield losses.take(*due)
             yield from adjusted
         optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(model(images), targets, loss_fn)
+        loss = ranks.loss(model, images, targets, loss_fn, samples)
         loss.backward()  # type: ignore[no-untyped-call]
+        loss = ranks.reduce(model, loss)
         set_rates(optimizer, step)
         optimizer.step()
-        for due in readback.push(loss, _Step(step, len(targets), learning_rates(optimizer))):
+        for due in readback.push(loss, _Step(step, samples, learning_rates(optimizer))):
             yield losses.take(*due)
         step += 1
         if pause(step):
@@ -112,25 +109,25 @@ class Losses:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: Batches, loss_fn: LossFunction) -> dict[str, float]:
+def evaluate(model: nn.Module, loader: Batches, loss_fn: LossFunction, ranks: Ranks = _ALONE) -> dict[str, float]:
     """`loss` (the mean over samples) and `top1` (the share of samples whose highest logit is their class), in eval mode.
 
     Leaves the model in eval mode, and the random state as it was. The device is read once, at the end.
     """
+    ranks.share_buffers(model)
     model.eval()
-    totals = torch.zeros(2, dtype=torch.float64, device=_device_of(model))
-    samples = 0
-    for images, targets in loader.batches(0):
+    totals = torch.zeros(3, dtype=torch.float64, device=checkpoints.device_of(model))
+    for images, targets in ranks.whole_batches(loader):
         logits = logits_of(model(images))
         correct = (logits.argmax(dim=1) == targets).sum()
-        totals += torch.stack([loss_fn(logits, targets).double() * len(targets), correct.double()])
-        samples += len(targets)
-    loss, right = (totals / max(1, samples)).tolist()
-    return {"loss": loss, "top1": right}
+        loss = loss_fn(logits, targets).double()
+        totals += torch.stack([loss * len(targets), correct.double(), torch.full_like(loss, len(targets))])
+    loss_sum, right, samples = ranks.total(totals).tolist()
+    return {"loss": loss_sum / max(1, samples), "top1": right / max(1, samples)}
 
 
 def fit(
-    spec: JobSpec, places: Places, directory: Path, *, device: torch.device | str = "cpu",
+    spec: JobSpec, places: Places, directory: Path, *, device: torch.device | str = "cpu", ranks: Ranks = _ALONE,
     resume: Sequence[Path] | None = None, publish: Callable[[], None] = lambda: None,
     halts: Callable[[], bool] = lambda: False, clock: Callable[[], float] = time.monotonic,
     adjustments: Adjustments | None = None,
@@ -147,23 +144,31 @@ def fit(
     after the next step, wherever the epoch stands: for the caller to close the generator then, and lose nothing.
 
     `adjustments` may be asked for at any time, from any thread: the parameter groups change between two steps, and an
-    AdjustedData says what to what. A job that goes on is given those that it has done, and does them again at their steps.
+    AdjustedData says from what to what. A job that goes on is given those that it has done, and does them again at their steps.
+
+    Of several `ranks` (`core.ranks.join`) each runs this, with the same arguments but for its device. All yield the same; rank 0
+    writes the checkpoints, asks its `halts` and its `clock`, hears what is asked while it trains, and calls `publish`. Where
+    `halts` becomes true the checkpoint is a few steps later, the same one on all; so it is with an adjustment.
     """
     for folder in {directory, *(place.parent for place in resume or ())}:
         checkpoints.clean(folder)
     with randomness.deterministic() if spec.training.deterministic else nullcontext():
-        job = prepare(spec, places, torch.device(device))
+        job = prepare(spec, places, torch.device(device), ranks)
         yield 0, job.transfer
         yield 0, job.groups
         progress = Progress()
         if resume is not None:
-            progress, damaged = checkpoints.resume(resume, job.model, job.optimizer)
+            progress, damaged = checkpoints.resume(resume, job.model, job.optimizer, ranks.rank)
+            if (step := ranks.first(lambda: progress.step)) != progress.step:
+                raise checkpoints.CheckpointError(f"rank {ranks.rank} cannot read the checkpoint of step {step}, as rank 0 did")
             yield progress.step, RewoundData(to_step=progress.step)
             for error in damaged:
                 yield progress.step, LogData(level="warning", message=f"passed over a checkpoint: {error}")
-        control = GroupControl(job.model, job.optimizer, job.grouped, adjustments)
+        asked = adjustments or Adjustments()
+        control = GroupControl(job.model, job.optimizer, job.grouped, asked if ranks.size == 1 else Adjustments(asked.done))
         control.settle(progress.step)
-        keeper = _Keeper(job, control, directory, Pace(spec.checkpoint.every, clock), publish, halts)
+        keeper = _Keeper(job, control, asked, directory, Pace(spec.checkpoint.every, clock), publish, halts)
+        keeper.share()
         try:
             while progress.epoch < spec.training.epochs:
                 progress = yield from _epoch(keeper, progress)
@@ -178,6 +183,8 @@ class _Keeper:
 
     job: Prepared
     control: GroupControl
+    asked: Adjustments
+    """What rank 0 hears; of several ranks it is not `control`'s own, and `share` brings it to all of them."""
     directory: Path
     pace: Pace
     publish: Callable[[], None]
@@ -185,7 +192,18 @@ class _Keeper:
 
     def due(self, step: int, *, epoch_ends: bool) -> bool:
         """Whether to write one after `step` completed steps."""
-        return self.pace.due(step, epoch_ends=epoch_ends) or self.halts()
+        ranks, due = self.job.ranks, self.pace.due(step, epoch_ends=epoch_ends)
+        known = epoch_ends or (due and not self.pace.by_clock)  # by all ranks
+        if not known and not ranks.agreed(due or self.halts() or (ranks.size > 1 and self.asked.waits)):
+            return False
+        self.share()
+        return ranks.first(lambda: due or self.halts())
+
+    def share(self) -> None:
+        """Let all ranks know what rank 0 was asked. They are at the same step here."""
+        if self.job.ranks.size > 1:
+            for one in self.job.ranks.first(self.asked.take):
+                self.control.adjustments.ask(one)
 
     def leads(self, progress: Progress, figures: dict[str, Figure]) -> bool:
         """Whether these are better than those of every checkpoint before."""
@@ -203,7 +221,12 @@ class _Keeper:
         """Write one; the progress, which knows what is best now, and the event."""
         leads = self.leads(progress, figures)
         done = replace(progress, best=figures) if leads else progress
-        saved = checkpoints.save(self.directory, self.job, done, figures, self.publish)
+        ranks, model = self.job.ranks, self.job.model
+        ranks.share_buffers(model)
+        generators = ranks.gather(randomness.capture(checkpoints.device_of(model)))
+        saved = ranks.first(
+            lambda: checkpoints.save(self.directory, self.job, done, figures, self.publish, generators=generators)
+        )
         self.pace.written()
         return done, CheckpointData(step=done.step, epoch=done.last_epoch, figures=figures, best=leads, **saved._asdict())
 
@@ -218,7 +241,7 @@ def _epoch(keeper: _Keeper, progress: Progress) -> Generator[Iteration | tuple[i
     start = time.perf_counter() - progress.seconds
     for event in train_fn(
         epoch, job.train, job.model, job.optimizer, job.loss, step=progress.step, losses=losses,
-        pause=lambda step: step < end and keeper.due(step, epoch_ends=False), adjust=keeper.control.due,
+        pause=lambda step: step < end and keeper.due(step, epoch_ends=False), ranks=job.ranks, adjust=keeper.control.due,
     ):  # fmt: skip
         if isinstance(event, Iteration):
             yield event
@@ -240,7 +263,7 @@ def _validate(
 ) -> Generator[tuple[int, Data], None, Progress]:  # fmt: skip
     """The end of an epoch whose training took `seconds`."""
     job = keeper.job
-    validation = {name: figure(value) for name, value in evaluate(job.model, job.validation, job.loss).items()}
+    validation = {name: figure(value) for name, value in evaluate(job.model, job.validation, job.loss, job.ranks).items()}
     progress = replace(progress, history=(*progress.history, validation))
     yield (
         progress.step,
@@ -257,7 +280,3 @@ def _validate(
         progress, written = keeper.save(progress, figures)
         yield progress.step, written
     return progress
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

@@ -26,7 +26,9 @@ from core.events import GroupsData, TransferData
 from core.freezing import freeze
 from core.hyperparameters import check_optimizer
 from core.models import Head, build_model, find_head, get_model
+from core.norms import of_another_kind
 from core.places import PinnedWeights, Places
+from core.ranks import Ranks
 from core.resolve import resolve
 from core.shapes import shapes_of
 from core.spec import JobSpec, faults_of
@@ -55,6 +57,8 @@ class Prepared:
     train: Loader
     validation: Loader
     steps_per_epoch: int
+    ranks: Ranks
+    """This process, or the group that it is one of."""
 
 
 class DatasetFacts(BaseModel):
@@ -105,8 +109,8 @@ class Plan(BaseModel):
     warnings: list[str]
 
 
-def prepare(spec: JobSpec, places: Places, device: torch.device) -> Prepared:
-    """Make everything that training needs, on `device`. The same spec and seed make the same thing.
+def prepare(spec: JobSpec, places: Places, device: torch.device, ranks: Ranks | None = None) -> Prepared:
+    """Make everything that training needs, on `device`. The same spec and seed make the same thing, on each of several ranks.
 
     Raises SpecError where the spec cannot work, DataError and TransferError where a file is damaged.
     """
@@ -115,6 +119,8 @@ def prepare(spec: JobSpec, places: Places, device: torch.device) -> Prepared:
     _seed(spec.training.seed)
     model, transfer = get_model(spec, len(dataset.classes), places, dataset.classes)
     model.to(device)
+    ranks = ranks or Ranks()
+    ranks.adopt(model, spec.training.seed)
     per_epoch = steps_per_epoch(len(dataset.train), spec.loader)
     scheduled = partial(schedules.assign, spec=spec, per_epoch=per_epoch)
     optimizer, grouped = grouping.build_optimizer(model, spec.optimizer, device, transfer.head, scheduled)
@@ -138,6 +144,7 @@ def prepare(spec: JobSpec, places: Places, device: torch.device) -> Prepared:
         train=loader(True),
         validation=loader(False),
         steps_per_epoch=per_epoch,
+        ranks=ranks,
     )
 
 
@@ -186,8 +193,13 @@ def plan(spec: JobSpec, places: Places) -> Plan:
         groups=grouping.report(groups, spec.optimizer, torch.device("cpu")),
         steps=steps,
         **_curves(groups, steps.total),
-        memory=memory(model, spec.optimizer, activations=activations, data=held),
-        warnings=[*dataset.notes, *_warnings(spec, transfer, groups), *schedules.notes(groups, steps.total)],
+        memory=memory(model, spec.optimizer, activations=activations, data=held, ranks=spec.resources.gpus or 1),
+        warnings=[
+            *dataset.notes,
+            *_warnings(spec, transfer, groups),
+            *schedules.notes(groups, steps.total),
+            *_rank_warnings(spec, model),
+        ],
     )
 
 
@@ -341,3 +353,12 @@ def _transfer_warnings(spec: JobSpec, transfer: TransferData, groups: list[Group
     frozen = [one.name for group in groups if group.freeze and group.until_epoch is None for one in group.members]
     if stuck := [name for name in frozen if name not in loaded]:
         yield f"frozen at random values, as nothing is loaded into them: {weights.listed(stuck)}"
+
+
+def _rank_warnings(spec: JobSpec, model: nn.Module) -> Iterator[str]:
+    """What is different on several GPUs."""
+    gpus = spec.resources.gpus or 1
+    if spec.loader.batch_size < gpus:
+        yield f"loader.batch_size is that of all {gpus} GPUs together: with {spec.loader.batch_size} some of them have no sample"
+    if gpus > 1 and (odd := of_another_kind(model)):
+        yield f"these norms see the samples of one GPU alone, since they are not torch's own: {weights.listed(odd)}"

@@ -57,6 +57,8 @@ class Pace:
     def __init__(self, every: str | EverySteps | EveryMinutes, clock: Callable[[], float] = time.monotonic) -> None:
         self._every, self._clock = every, clock
         self._written_at = clock()
+        self.by_clock = isinstance(every, EveryMinutes)
+        """Whether `due` depends on the time: what is due here need not be so in another process."""
 
     def due(self, step: int, *, epoch_ends: bool) -> bool:
         """After `step` completed steps. Each N steps is a function of the step alone: a resumed job writes the same ones."""

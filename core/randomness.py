@@ -22,6 +22,14 @@ def generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]))
 
 
+def reseed(*key: int) -> None:
+    """Seed every global generator, the device's too, by all of `key`."""
+    words = np.random.SeedSequence(key).generate_state(2)
+    torch.manual_seed(int(words[0]))
+    np.random.seed(int(words[1]))
+    random.seed(int(words[1]))
+
+
 @contextmanager
 def deterministic() -> Iterator[None]:
     """Only algorithms that give the same bits each time, while it lasts; an operation that has none raises RuntimeError.

@@ -108,7 +108,9 @@ class DatasetSpec(Part):
 class LoaderSpec(Part):
     """The hyper-parameters of the loader."""
 
-    batch_size: Annotated[int, Field(ge=1, le=65536)] = Field(default=32, description="Samples per optimizer step.")
+    batch_size: Annotated[int, Field(ge=1, le=65536)] = Field(
+        default=32, description="Samples per optimizer step, over all GPUs."
+    )
     shuffle: bool = Field(default=True, description="Draw a new order each epoch, a function of (seed, epoch).")
     drop_last: bool = Field(default=False, description="Leave the last, ragged batch of an epoch out.")
     workers: Annotated[int, Field(ge=0, le=256)] = Field(
@@ -465,8 +467,12 @@ class CheckpointSpec(Part):
 class ResourcesSpec(Part):
     """What the job needs of a worker."""
 
-    gpus: Annotated[int, Field(ge=0, le=1)] | None = Field(
-        default=None, description="null: one GPU where the worker has any, else the CPU."
+    gpus: Annotated[int, Field(ge=0, le=64)] | None = Field(
+        default=None,
+        description=(
+            "null: one GPU where the worker has any, else the CPU; 0: the CPU; more than one: so many GPUs of one host, "
+            "each with its share of every batch."
+        ),
     )
     queue: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")] = "default"
     priority: Priority = Field(default=0, description="Higher goes first.")

@@ -99,6 +99,8 @@ class Decoder(torch.utils.data.Dataset["Tensor | DataError"]):
         return len(self.images)
 
     def __getitems__(self, indices: Sequence[int]) -> Tensor | DataError:
+        if not indices:  # a rank that has no share of a batch; one channel stands for any number
+            return torch.empty((0, 1, self.size, self.size), dtype=torch.uint8)
         try:
             if self.images.shape() is not None:
                 return fit(torch.stack([self.images.read(index) for index in indices]), self.size)

@@ -18,7 +18,11 @@ _SIZES = (8, 16, 24, 28, 32, 48, 64, 75, 80, 96, 112, 128, 160, 192, 224, 256, 2
 
 
 class Memory(BaseModel):
-    """Bytes, estimated. `activations` are those that one batch keeps for its backward pass."""
+    """Bytes, estimated; of each GPU, where there are several.
+
+    `activations` are those that a batch, or a GPU's share of it, keeps for its backward pass; `gradients` are there twice while
+    they are summed over several GPUs.
+    """
 
     parameters: int
     gradients: int
@@ -60,13 +64,15 @@ def check_forward(
     return kept * spec.loader.batch_size // batch
 
 
-def memory(model: nn.Module, spec: OptimizerSpec, *, activations: int, data: int) -> Memory:
-    """What training takes, from shapes; `data` are the bytes of the splits that are held decoded."""
+def memory(model: nn.Module, spec: OptimizerSpec, *, activations: int, data: int, ranks: int = 1) -> Memory:
+    """What training takes, from shapes; `data` are the bytes of the splits that are held decoded, by each rank."""
     held = _bytes([*model.parameters(), *model.buffers()])
     trained = _bytes(parameter for parameter in model.parameters() if parameter.requires_grad)
     state = int(trained * _state_share(spec))
-    total = held + trained + state + activations + data
-    return Memory(parameters=held, gradients=trained, optimizer=state, activations=activations, data=data, total=total)
+    gradients = trained if ranks == 1 else 2 * trained
+    activations = -(-activations // ranks)
+    total = held + gradients + state + activations + data
+    return Memory(parameters=held, gradients=gradients, optimizer=state, activations=activations, data=data, total=total)
 
 
 def _blame(model: nn.Module, spec: JobSpec, size: int, batch: int, error: Exception) -> None:

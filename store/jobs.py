@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, literal, or_, select, type_coerce
+from sqlalchemy import ColumnElement, func, literal, select, type_coerce
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -15,6 +15,7 @@ from core.events import JobState, StateData
 from store.clock import now
 from store.errors import Conflict, NotFound, PinLost
 from store.events import NewEvent, checkpoints, record
+from store.order import before
 from store.pins import Pin
 from store.states import FINAL, STATES
 from store.tables import Job
@@ -161,9 +162,7 @@ def position(session: Session, job: Job) -> int | None:
     """How many jobs of its queue go before it (0: it is the next one); None where it does not wait."""
     if job.state != "queued":
         return None
-    earlier = or_(Job.queued_at < job.queued_at, and_(Job.queued_at == job.queued_at, Job.id < job.id))
-    before = or_(Job.priority > job.priority, and_(Job.priority == job.priority, earlier))
-    waiting = select(func.count()).select_from(Job).where(Job.state == "queued", Job.queue == job.queue, before)
+    waiting = select(func.count()).select_from(Job).where(Job.state == "queued", Job.queue == job.queue, before(job))
     return session.execute(waiting).scalar_one()
 
 

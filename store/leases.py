@@ -6,13 +6,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, false, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, false, func, or_, select, true, update
 from sqlalchemy.orm import Session
 
 from core.events import Failure, JobState
 from store.changes import change
 from store.clock import moment
 from store.fence import Lease, held, hold, lost
+from store.order import ORDER, before
 from store.states import FinalState
 from store.tables import Job, Worker
 
@@ -47,12 +48,17 @@ def claim(session: Session, *, owner: str, queues: Collection[str], capacity: Ca
 
     Highest priority first, then the longest waiting. No job can be claimed twice, however many workers ask at once. A worker
     that drains gets none.
+
+    The first waiting job that needs more GPUs than are free, though not more than the worker has, reserves those that are and
+    those that become free: no job that waits behind it gets one of them. Nothing of that is stored; it ends when that job runs,
+    is cancelled or paused, or is no longer before the others.
     """
+    waiting = and_(Job.state == "queued", Job.queue.in_(queues))
     drains = select(Worker.name).where(Worker.name == owner, Worker.draining).exists()
     best = (
         select(Job.id)
-        .where(Job.state == "queued", Job.queue.in_(queues), _fits(capacity), ~drains)
-        .order_by(Job.priority.desc(), Job.queued_at, Job.id)
+        .where(waiting, _fits(capacity, _reserved_by(session, waiting, capacity)), ~drains)
+        .order_by(*ORDER)
         .limit(1)
         .with_for_update(skip_locked=True, key_share=True)
         .scalar_subquery()
@@ -82,11 +88,24 @@ def _gpus(wanted: int | None, capacity: Capacity) -> int:
     return min(1, capacity.gpus) if wanted is None else wanted
 
 
-def _fits(capacity: Capacity) -> ColumnElement[bool]:
-    """What is free suffices. A job takes one GPU or one CPU slot, so that what is freed always goes to the head of the queue."""
-    wanted = func.coalesce(Job.gpus, _gpus(None, capacity))
-    on_gpu = and_(wanted > 0, wanted <= capacity.gpus_free)
+def _fits(capacity: Capacity, ahead: Job | None) -> ColumnElement[bool]:
+    """What is free suffices, and is not reserved by the job `ahead`."""
+    wanted = _wanted(capacity)
+    on_gpu = and_(wanted > 0, wanted <= capacity.gpus_free, true() if ahead is None else before(ahead))
     return or_(on_gpu, wanted == 0 if capacity.cpu_free > 0 else false())
+
+
+def _reserved_by(session: Session, waiting: ColumnElement[bool], capacity: Capacity) -> Job | None:
+    """The first waiting job that this worker could run, had it more GPUs free."""
+    if not 0 < capacity.gpus_free < capacity.gpus:
+        return None
+    wanted = _wanted(capacity)
+    blocked = select(Job).where(waiting, wanted > capacity.gpus_free, wanted <= capacity.gpus).order_by(*ORDER).limit(1)
+    return session.scalars(blocked).one_or_none()
+
+
+def _wanted(capacity: Capacity) -> ColumnElement[int]:
+    return func.coalesce(Job.gpus, _gpus(None, capacity))
 
 
 def renew(session: Session, lease: Lease) -> bool:

@@ -67,7 +67,10 @@ class Settings(BaseSettings):
     )
     gpus: str = Field(
         default="auto",
-        description="`auto`, or the indices of the GPUs a worker may use, separated by commas; empty for none.",
+        description=(
+            "`auto`, or the indices of the GPUs a worker may use, separated by commas; empty for none. `cpu,cpu` has the CPU "
+            "stand for two, to try jobs of several GPUs where there are none."
+        ),
     )
     cpu_slots: Annotated[int, Field(ge=0, le=1024)] = Field(default=1, description="Jobs at a time on the CPU.")
     threads: Annotated[int, Field(ge=1)] | None = Field(
@@ -113,6 +116,14 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("gpus")
+    @classmethod
+    def _of_one_kind(cls, value: str) -> str:
+        names = {part.strip() for part in value.split(",")}
+        if "cpu" in names and len(names) > 1:
+            raise ValueError("`cpu` stands for GPUs where there are none, and so not beside others; write cpu,cpu for two")
+        return value
 
     @field_validator("data_dir", "inputs_dir", "plugins_dir")
     @classmethod

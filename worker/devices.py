@@ -13,6 +13,9 @@ from pathlib import Path
 from store.leases import Capacity, Claim
 from store.settings import Settings
 
+CPU = "cpu"
+"""Also what stands for a GPU in `GRAFT_GPUS` where there is none: jobs of several ranks can be tried so on any machine."""
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -22,13 +25,13 @@ class Slot:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Makes the GPUs of this slot, and no others, visible to a child."""
-        return {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)}
+        """Makes the GPUs of this slot, and no others, visible to its children."""
+        return {"CUDA_VISIBLE_DEVICES": ",".join(gpu for gpu in self.gpus if gpu != CPU)}
 
     @property
-    def device(self) -> str:
-        """The device as the child calls it."""
-        return "cuda:0" if self.gpus else "cpu"
+    def devices(self) -> list[str]:
+        """Its devices as the children call them, one for each rank: a child has one of them, and may see all."""
+        return [CPU if gpu == CPU else f"cuda:{index}" for index, gpu in enumerate(self.gpus)] or [CPU]
 
 
 class Devices:
@@ -84,7 +87,7 @@ def find_devices(settings: Settings) -> Devices:
 def find_gpus(setting: str, environment: Mapping[str, str] = os.environ) -> list[str]:
     """Names for CUDA_VISIBLE_DEVICES: those listed, or with `auto` those that the driver shows. Imports no torch.
 
-    With `auto`, a CUDA_VISIBLE_DEVICES of the worker itself is obeyed.
+    `cpu` stands for a GPU where there is none. With `auto`, a CUDA_VISIBLE_DEVICES of the worker itself is obeyed.
     """
     if setting != "auto":
         return _split(setting)

@@ -33,6 +33,8 @@ class Ending:
     status: ExitStatus
     lines: Sequence[str]
     """The last that it printed."""
+    starved: bool = False
+    """Whether the kernel has killed a process of the worker's for want of memory meanwhile."""
 
 
 def conclude(session: Session, lease: Lease, spec: Mapping[str, Any], ending: Ending) -> JobState:
@@ -47,7 +49,7 @@ def conclude(session: Session, lease: Lease, spec: Mapping[str, Any], ending: En
         return _obey(session, lease, spec, ending.asked)
     if ending.stopping:
         return leases.give_back(session, lease, reason=STOPS)
-    failure = crash(ending.status, ending.lines)
+    failure = crash(ending.status, ending.lines, starved=ending.starved)
     return leases.give_back(session, lease, reason=failure.message, failure=failure, counted=True)
 
 

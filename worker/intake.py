@@ -1,50 +1,71 @@
-"""What a trainer says and prints, on its way into the journal."""
+"""What the ranks of a trainer say and print, on its way into the journal."""
 
 from __future__ import annotations
 
 import selectors
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from core.events import CheckpointData, Failure, IterationsData
-from sandbox import ChannelError, Child
+from core.events import CheckpointData, Failure, IterationsData, LogData
+from sandbox import ChannelError, Child, ExitStatus
 from sandbox.lines import Lines
 from worker.journal import Journal, MalformedEventError
+from worker.link import LOST
 
-LAST_WORDS = frozenset({"done", "failed", "cancelled", "paused"})
+LAST_WORDS = frozenset({"done", "failed", "cancelled", "paused", LOST})
 
 
 class Intake:
-    """Reads one child: its channel, its output and its errors.
+    """Reads every rank: its channel, its output and its errors. Rank 0 tells the events; of the others lines are taken.
 
-    `word` is its last word, once it has said one; `urgent` that something has come which should be committed at once.
-    `folder` is where its checkpoints lie, relative to the data directory: the log takes no path from a trainer.
+    `urgent` says that something has come which should be committed at once. `folder` is where the checkpoints lie, relative to
+    the data directory: the log takes no path from a trainer.
     """
 
-    def __init__(self, child: Child, journal: Journal, folder: str) -> None:
-        self.word: dict[str, Any] | None = None
+    def __init__(self, children: Sequence[Child], journal: Journal, folder: str) -> None:
         self.urgent = False
-        self._child, self._journal, self._folder = child, journal, folder
+        self._journal, self._folder = journal, folder
         self._saw_loss = False
-        self._streams = {"info": Lines(child.output), "warning": Lines(child.errors)}
+        self._failed: dict[str, Any] | None = None
+        self._fallen: ExitStatus | None = None
         self._selector = selectors.DefaultSelector()
-        self._watch(child.status_fileno(), lambda: False)
-        self._watch(child.channel.fileno(), self._hear)
-        for level, stream in self._streams.items():
-            self._watch(stream.descriptor, partial(self._read, stream, level))
+        self._ranks = [_Rank(number, child) for number, child in enumerate(children)]
+        for rank in self._ranks:
+            self._watch(rank, rank.child.status_fileno(), partial(self._bury, rank))
+            self._watch(rank, rank.child.channel.fileno(), partial(self._hear, rank))
+            for level, stream in rank.streams.items():
+                self._watch(rank, stream.descriptor, partial(self._read, rank, stream, level))
 
     def pump(self, seconds: float) -> bool:
-        """Wait at most so long and take what came; False once the child is dead and everything is taken."""
+        """Wait at most so long and take what came; False once every rank is dead and everything is taken."""
         for key, _ in self._selector.select(seconds):
-            if key.fd == self._child.status_fileno():
-                self._take_rest()
-                return False
-            if key.data():
+            rank, take = key.data
+            if rank.status is None and take():
                 self._selector.unregister(key.fd)
-        return True
+        return any(rank.status is None for rank in self._ranks)
+
+    @property
+    def word(self) -> dict[str, Any] | None:
+        """What the attempt came to: rank 0's last word, unless it failed; then that of the first to fail that knew why."""
+        said = self._ranks[0].word
+        return said if said is not None and said["kind"] not in ("failed", LOST) else self._failed
+
+    @property
+    def status(self) -> ExitStatus:
+        """How the first ended that did so without a word, else rank 0; once all are dead."""
+        status = self._fallen or self._ranks[0].status
+        if status is None:
+            raise RuntimeError("rank 0 still runs")
+        return status
+
+    @property
+    def over(self) -> bool:
+        """Whether it is time for all to end: rank 0 has said its last word, or one has failed or died."""
+        silent = self._fallen is not None or any(rank.word is not None and rank.word["kind"] == LOST for rank in self._ranks)
+        return self.word is not None or silent
 
     def __enter__(self) -> Self:
         return self
@@ -52,46 +73,80 @@ class Intake:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._selector.close()
 
-    def _watch(self, descriptor: int, take: Callable[[], bool]) -> None:
+    def _watch(self, rank: _Rank, descriptor: int, take: Callable[[], bool]) -> None:
         """`take` reads once, and says whether that was the end."""
-        self._selector.register(descriptor, selectors.EVENT_READ, take)
+        self._selector.register(descriptor, selectors.EVENT_READ, (rank, take))
 
-    def _hear(self) -> bool:
-        self._trust(self._child.channel.drain)
-        return self._child.channel.ended
+    def _hear(self, rank: _Rank) -> bool:
+        self._trust(rank, rank.child.channel.drain)
+        return rank.child.channel.ended
 
-    def _read(self, stream: Lines, level: str) -> bool:
+    def _read(self, rank: _Rank, stream: Lines, level: str) -> bool:
         lines = stream.read()
-        self._journal.lines(lines or [], level)
+        self._journal.lines(map(rank.mark, lines or []), level)
         return lines is None
 
-    def _take_rest(self) -> None:
-        self._trust(self._child.channel.rest)
-        for level, stream in self._streams.items():
+    def _bury(self, rank: _Rank) -> bool:
+        """It is dead, and all that it had started; take what it left."""
+        self._trust(rank, rank.child.channel.rest)
+        for level, stream in rank.streams.items():
             while lines := stream.read():
-                self._journal.lines(lines, level)
+                self._journal.lines(map(rank.mark, lines), level)
+        rank.status = rank.child.wait()
+        if rank.word is None and self._fallen is None:
+            self._fallen = rank.status
+        return True
 
-    def _trust(self, hear: Callable[[], list[Any]]) -> None:
+    def _trust(self, rank: _Rank, hear: Callable[[], list[Any]]) -> None:
         """Take what the channel brings; a child that speaks nonsense is killed, and has failed."""
         try:
             for message in hear():
-                self._take(message)
+                self._take(rank, message)
         except (ChannelError, MalformedEventError) as error:
             hint = "Something in the training process writes into its descriptors; look at the plug-in that it runs."
             failure = Failure(type="crashed", message=str(error)[:1000], hint=hint)
-            self.word = {"kind": "failed", "failure": failure.model_dump()}
-            self._child.kill()
+            self._end(rank, {"kind": "failed", "failure": failure.model_dump()})
+            rank.child.kill()
 
-    def _take(self, message: Any) -> None:
+    def _take(self, rank: _Rank, message: Any) -> None:
         kind = message.get("kind") if isinstance(message, dict) else None
-        if self.word is not None:
+        if rank.word is not None:
             return
         if kind in LAST_WORDS:
-            self.word = message
-            return
+            self._end(rank, message)
+        elif rank.number == 0:
+            self._add(message, kind)
+        elif kind == LogData.kind and isinstance(message.get("data"), dict):
+            self._journal.lines([rank.mark(str(message["data"].get("message")))], str(message["data"].get("level")))
+        else:
+            raise MalformedEventError(f"rank {rank.number} sent a '{kind}' event; events are rank 0's to tell")
+
+    def _add(self, message: Any, kind: str | None) -> None:
         if kind == CheckpointData.kind:
             with suppress(KeyError, TypeError, ValueError):  # the journal says what is wrong with it
                 message["data"]["path"] = f"{self._folder}/{int(message['step'])}"
         self._journal.add(message)
         if kind == IterationsData.kind and not self._saw_loss:
             self._saw_loss = self.urgent = True
+
+    def _end(self, rank: _Rank, word: dict[str, Any]) -> None:
+        rank.word = word
+        if word["kind"] == "failed":
+            self._failed = self._failed or word
+        elif word["kind"] != LOST and rank.number == 0:
+            for other in self._ranks[1:]:  # nothing that they do counts any more
+                other.child.kill()
+
+
+class _Rank:
+    """One rank as it is heard. Its last word, and how it ended, once they are known."""
+
+    def __init__(self, number: int, child: Child) -> None:
+        self.number, self.child = number, child
+        self.streams = {"info": Lines(child.output), "warning": Lines(child.errors)}
+        self.word: dict[str, Any] | None = None
+        self.status: ExitStatus | None = None
+
+    def mark(self, line: str) -> str:
+        """Who has printed it, unless it is rank 0."""
+        return f"[rank {self.number}] {line}" if self.number else line

@@ -15,6 +15,9 @@ from sandbox.channel import Channel
 
 Level = Literal["info", "warning", "error"]
 
+LOST = "lost"
+"""The last word of a rank that only knows that another one is gone."""
+
 _WINDOW = 0.1
 """Seconds that losses are gathered before they are sent."""
 _MOST = 4096

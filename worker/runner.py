@@ -62,13 +62,17 @@ class Runner:
         with self._lock:
             running = sorted(self._running)
         ready = self._warm()
+        devices = {
+            **self.devices.describe(),
+            "ready": ready,
+        }  # before the database: a claim holds the pool, and then waits for it
         with self.database.write() as session:
             drains = workers.heartbeat(
                 session,
                 name=self.settings.worker_name,
                 host=socket.gethostname(),
                 queues=self.settings.queues,
-                devices={**self.devices.describe(), "ready": ready},
+                devices=devices,
                 running=running,
             )
         heartbeat.write(self.settings, ready=ready)
@@ -97,7 +101,7 @@ class Runner:
     def _run(self, claim: Claim, slot: Slot, claimed_at: float) -> None:
         with self._lock:
             self._running.add(claim.lease.job_id)
-        log.info("job %d, attempt %d: started on %s", claim.lease.job_id, claim.lease.attempt, slot.device)
+        log.info("job %d, attempt %d: started on %s", claim.lease.job_id, claim.lease.attempt, ", ".join(slot.devices))
         try:
             Supervisor(
                 claim,

@@ -11,6 +11,7 @@ import math
 import os
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,10 @@ from store.database import Database
 from store.errors import LeaseLost
 from store.leases import Claim
 from store.settings import Settings
+from worker.crew import Crew
 from worker.devices import Slot
 from worker.ending import Asked, Ending, conclude, excuse
+from worker.failures import oom_kills
 from worker.fetch import Fetch
 from worker.intake import Intake
 from worker.journal import Journal
@@ -45,6 +48,9 @@ _MARGIN = 1 / 6
 """Of the lease: so long before its end does the trainer stand still."""
 
 log = logging.getLogger(__name__)
+
+Listener = Crew | Fetch
+"""Who hears of permits and commands: the trainers, or before them the fetch of what they need."""
 
 
 class Supervisor:
@@ -65,7 +71,7 @@ class Supervisor:
     ) -> None:
         self._claim, self._lease, self._slot = claim, claim.lease, slot
         self._sandbox, self._settings, self._stop = sandbox, settings, stop
-        self._limits = limits or Limits(cores=threads(settings))
+        self._limits = limits or Limits(cores=threads(settings, len(slot.devices)))
         self._target = target
         self._persistence = Persistence(database, claim.lease, stop)
         self._journal = Journal()
@@ -80,6 +86,7 @@ class Supervisor:
         self._renew_at = claimed_at + settings.renew_seconds
         self._command_at = self._commit_at = 0.0
         self._kill_at: float | None = None
+        self._oom_kills = oom_kills()
 
     def run(self) -> None:
         """Run the attempt. Never raises for what a job or its lease can do."""
@@ -87,8 +94,8 @@ class Supervisor:
             kept = self._begin()
             status = self._fetch()
             if status is None:
-                with self._spawn(kept) as child:
-                    status = self._watch(child)
+                with self._spawn(kept) as crew:
+                    status = self._watch(crew)
             state = self._conclude(status)
         except LeaseLost as error:
             log.warning("%s", error)
@@ -122,7 +129,7 @@ class Supervisor:
         self._kill_at = None
         return ExitStatus(0) if self._asked is not None or fetch.failure is not None else None
 
-    def _spawn(self, kept: list[Path]) -> Child:
+    def _spawn(self, kept: list[Path]) -> Crew:
         done, asked = self._persistence.read(self._adjustments)
         self._told = {one.id for one in asked}
         message: dict[str, Any] = {
@@ -132,7 +139,6 @@ class Supervisor:
             "spec": self._claim.spec,
             "places": self._places(),
             "directory": str(self._directory),
-            "device": self._slot.device,
             "resume": None if self._lease.attempt == 1 else [str(path) for path in reversed(kept)],
             "adjusted": [asdict(one) for one in done],
             "adjust": [asdict(one) for one in asked],
@@ -140,12 +146,17 @@ class Supervisor:
         }
         while not self._sandbox.wait_ready(self._settings.renew_seconds):  # its forkserver died, and another one warms up
             message["permit"] = self._permit(self._hold())
-        child = self._sandbox.spawn(self._target, limits=self._limits, environment=self._slot.environment, cwd=self._directory)
-        try:
-            child.channel.send(message)
-        except OSError:
-            log.debug("job %d: the trainer died at once", self._lease.job_id)  # its status says how
-        return child
+
+        def spawn(environment: Mapping[str, str]) -> Child:
+            return self._sandbox.spawn(self._target, limits=self._limits, environment=environment, cwd=self._directory)
+
+        crew = Crew(self._slot, spawn)
+        for child, device in zip(crew.children, self._slot.devices, strict=True):
+            try:
+                child.channel.send({**message, "device": device})
+            except OSError:
+                log.debug("job %d: the trainer died at once", self._lease.job_id)  # its status says how
+        return crew
 
     def _places(self) -> dict[str, object]:
         return {**self._settings.places(), "pinned": self._pinned}
@@ -164,18 +175,21 @@ class Supervisor:
 
     # -- the watch
 
-    def _watch(self, child: Child) -> ExitStatus:
-        """Read and serve the child until it is dead; everything that it said is in the journal then, or committed."""
+    def _watch(self, crew: Crew) -> ExitStatus:
+        """Read and serve the crew until it is dead; everything that it said is in the journal then, or committed.
+
+        The end of one rank is the end of all: the others have a moment to say why, for it may be they who know.
+        """
         folder = f"jobs/{self._lease.job_id}/{self._lease.attempt}"
-        with Intake(child, self._journal, folder) as intake:
+        with Intake(crew.children, self._journal, folder) as intake:
             while intake.pump(self._patience()):
                 if intake.urgent:
                     intake.urgent, self._commit_at = False, 0.0
-                if intake.word is not None and self._kill_at is None:
-                    self._kill_at = time.monotonic() + _LEAVE
-                self._serve(child)
+                if intake.over:
+                    self._kill_at = min(self._kill_at or math.inf, time.monotonic() + _LEAVE)
+                self._serve(crew)
             self._word = intake.word
-        return child.wait()
+            return intake.status
 
     # -- what is due
 
@@ -187,17 +201,17 @@ class Supervisor:
             due.append(self._kill_at)
         return max(0.0, min(due) - time.monotonic())
 
-    def _serve(self, child: Child | Fetch) -> None:
+    def _serve(self, listener: Listener) -> None:
         now = time.monotonic()
         if self._kill_at is not None and now >= self._kill_at:
             self._kill_at = None
-            child.kill()
+            listener.kill()
         if now >= self._renew_at:
-            _tell(child, {"kind": "permit", "until": self._permit(self._hold())})
+            _tell(listener, {"kind": "permit", "until": self._permit(self._hold())})
         if len(self._journal) and (now >= self._commit_at or self._journal.full):
             self._commit()
         if now >= self._command_at:
-            self._obey(child)
+            self._obey(listener)
 
     def _hold(self) -> float:
         """Hold the lease for longer, from the monotonic time that is returned; a late one counts if nobody took the job."""
@@ -214,30 +228,30 @@ class Supervisor:
         self._held_at = asked_at
         return asked_at
 
-    def _obey(self, child: Child | Fetch) -> None:
+    def _obey(self, listener: Listener) -> None:
         self._command_at = time.monotonic() + self._settings.command_seconds
         if self._stop.is_set():
-            self._ask(child, "stop", self._settings.stop_seconds)
+            self._ask(listener, "stop", self._settings.stop_seconds)
         pending = self._persistence.read(lambda session: commands.pending(session, self._lease))
         for command in pending:
             if command.kind == "adjust" and command.id not in self._told:
                 self._told.add(command.id)
-                _tell(child, {"kind": "adjust", "adjustment": asdict(adjustments.of(command))})
+                _tell(listener, {"kind": "adjust", "adjustment": asdict(adjustments.of(command))})
         kinds = {command.kind for command in pending}
         if "cancel" in kinds:
-            self._ask(child, "cancel", _GRACE)
+            self._ask(listener, "cancel", _GRACE)
         elif time.monotonic() >= self._ends_at:
-            self._ask(child, "timeout", _GRACE)
+            self._ask(listener, "timeout", _GRACE)
         elif "pause" in kinds:
-            self._ask(child, "pause", _PAUSE_GRACE)
+            self._ask(listener, "pause", _PAUSE_GRACE)
 
-    def _ask(self, child: Child | Fetch, what: Asked, grace: float) -> None:
+    def _ask(self, listener: Listener, what: Asked, grace: float) -> None:
         """Have the trainer stop. What is asked once stays asked, unless something stronger comes."""
         if _STRENGTH[what] <= _STRENGTH[self._asked]:
             return
         self._asked = what
         self._kill_at = time.monotonic() + grace
-        _tell(child, {"kind": "pause" if what in ("pause", "stop") else "cancel"})
+        _tell(listener, {"kind": "pause" if what in ("pause", "stop") else "cancel"})
 
     def _commit(self) -> None:
         batch = self._journal.take()
@@ -253,7 +267,8 @@ class Supervisor:
     def _conclude(self, status: ExitStatus) -> JobState:
         """Commit what is left, and how it ended, at once."""
         batch, lines = self._journal.take_last(), self._journal.last_lines()
-        ending = Ending(self._word, self._asked, self._stop.is_set(), status, lines)
+        starved = oom_kills() > self._oom_kills
+        ending = Ending(self._word, self._asked, self._stop.is_set(), status, lines, starved)
 
         def end(session: Session) -> tuple[JobState, list[Path]]:
             return conclude(session, self._lease, self._claim.spec, ending), self._kept(session)
@@ -270,14 +285,14 @@ class Supervisor:
             log.warning("job %d: %s", self._lease.job_id, lost)
 
 
-def threads(settings: Settings) -> int:
-    """CPU threads of a trainer."""
-    return settings.threads or max(1, len(os.sched_getaffinity(0)) // max(1, settings.cpu_slots))
+def threads(settings: Settings, ranks: int = 1) -> int:
+    """CPU threads of a trainer, or of each of its ranks."""
+    return settings.threads or max(1, len(os.sched_getaffinity(0)) // max(1, settings.cpu_slots) // ranks)
 
 
-def _tell(child: Child | Fetch, message: dict[str, Any]) -> None:
+def _tell(listener: Listener, message: dict[str, Any]) -> None:
     """A few bytes that always fit, unless the trainer has not listened for hours, or is gone: then its end is at hand anyway."""
     try:
-        child.channel.send(message, timeout=1)
+        listener.channel.send(message, timeout=1)
     except OSError:
-        log.debug("process %d does not listen", child.pid)
+        log.debug("process %d does not listen", listener.pid)

@@ -15,9 +15,10 @@ from core.errors import DiskFullError, SpecError, TrainingError
 from core.events import EpochData, Failure, FailureKind, Iteration
 from core.loop import fit
 from core.places import Places
+from core.ranks import is_lost, join
 from core.spec import JobSpec
 from sandbox.channel import Channel
-from worker.link import CancelledError, Link, PausedError, sendable
+from worker.link import LOST, CancelledError, Link, PausedError, sendable
 from worker.printed import Capture
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -29,7 +30,10 @@ _ASK_FOR_A_PLAN = "Ask POST /plans what is wrong with this spec now: a file may 
 
 
 def run(channel: Channel) -> None:
-    """Train the job of the start message. The last message is `done`, `cancelled`, `paused` or `failed`."""
+    """Train the job of the start message, as one of the ranks that the environment names.
+
+    The last message is `done`, `cancelled`, `paused` or `failed`; or `lost`, where another rank is gone.
+    """
     start = channel.receive()
     asked = Adjustments(Adjustment(**one) for one in start["adjusted"])
     for one in start["adjust"]:
@@ -45,6 +49,10 @@ def run(channel: Channel) -> None:
         capture.finish()
         link.end(kind="paused")
     except Exception as error:  # whatever it was, it has a type and goes up
+        if is_lost(error):
+            capture.finish()
+            link.end(kind=LOST)
+            return
         failure = failure_of(error)
         if failure.type == "crashed":  # the frames nearest the error; those above them are torch's and ours
             for line in "".join(traceback.format_exception(error, limit=-3)).splitlines()[-20:]:
@@ -59,14 +67,18 @@ def run(channel: Channel) -> None:
 def _train(start: dict[str, Any], link: Link) -> None:
     spec, places = JobSpec.model_validate(start["spec"]), Places.model_validate(start["places"])
     resume = None if start["resume"] is None else [Path(path) for path in start["resume"]]
-    link.wait()
-    directory = Path(start["directory"])
+    device, directory = torch.device(start["device"]), Path(start["directory"])
+    ranks = join(device)
+    if ranks.rank == 0:  # permits are rank 0's; no step is done without it
+        link.wait()
     job = fit(
-        spec, places, directory, device=start["device"], resume=resume, adjustments=link.adjustments, publish=link.finish,
+        spec, places, directory, device=device, ranks=ranks, resume=resume, adjustments=link.adjustments, publish=link.finish,
         halts=lambda: link.paused,
     )  # fmt: skip
     with closing(job):
         for item in job:
+            if ranks.rank:  # rank 0 tells it, and waits for all
+                continue
             if isinstance(item, Iteration):
                 link.iteration(item)
                 link.finish()  # a pause waits for the checkpoint that it has written

@@ -30,6 +30,21 @@ def test_a_queued_job_tells_its_place_and_that_nobody_serves_its_queue(bench, cl
         assert client.get(path).status_code in {200, 404}
 
 
+@pytest.mark.parametrize(
+    ("wanted", "gpus", "warned"), [(4, 2, True), (2, 2, False), (1, 0, True), (0, 0, False), (None, 0, False)]
+)
+def test_a_job_that_needs_more_gpus_than_any_living_worker_has_waits_and_says_so(bench, client, wanted, gpus, warned):
+    job_id = bench.job(resources={"gpus": wanted})
+    with bench.database.write() as session:
+        devices = {"gpus": [str(index) for index in range(gpus)]}
+        workers.heartbeat(session, name="here", host="host", queues=["default"], devices=devices, running=[])
+        workers.heartbeat(session, name="cpu", host="other", queues=["default"], devices={"gpus": []}, running=[])
+    warnings = client.get(f"/jobs/{job_id}").json()["warnings"]
+    assert bool(warnings) == warned
+    if warned:
+        assert f"has {wanted} GPUs, the largest has {gpus}" in warnings[0]
+
+
 def test_a_queue_that_a_living_worker_serves_is_no_warning(bench, client):
     job_id = bench.job()
     queue = client.get(f"/jobs/{job_id}").json()["spec"]["resources"]["queue"]

@@ -22,7 +22,9 @@ from store.settings import Settings
 pytestmark = pytest.mark.slow  # the sandbox imports torch once
 
 SMALL = {"dataset": {"source": "sklearn:digits", "image_size": 32}, "model": {"name": "torchvision:squeezenet1_1"}}
-WEIGHTS = save(squeezenet1_1().state_dict())
+with torch.random.fork_rng():
+    torch.manual_seed(0)  # the hash stands in names of tests, which all processes that run them must agree on
+    WEIGHTS = save(squeezenet1_1().state_dict())
 SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
 
 

@@ -64,6 +64,20 @@ class Failing(Flat):
         raise KeyError("nowhere")
 
 
+class Odd(nn.BatchNorm1d):
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+class OwnNorm(Flat):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.norm = Odd(num_classes)
+
+    def forward(self, images):
+        return self.norm(super().forward(images))
+
+
 class Chance(Flat):
     def __init__(self, num_classes):
         import random
@@ -114,6 +128,24 @@ def test_a_plan_says_what_a_spec_means(planned: Planned) -> None:
     assert found["tier"] == "resident"
     assert found["warnings"] == ["no pretrained weights are named: the model trains from scratch"]
     json.dumps(found, allow_nan=False)
+
+
+def test_memory_is_that_of_each_gpu_where_there_are_several(planned: Planned) -> None:
+    one, four = (planned(resources={"gpus": gpus}) for gpus in (1, 4))
+    assert four["steps"] == one["steps"]
+    assert four["memory"]["activations"] == -(-one["memory"]["activations"] // 4)
+    assert four["memory"]["gradients"] == 2 * one["memory"]["gradients"]
+    assert four["memory"]["parameters"] == one["memory"]["parameters"]
+
+
+def test_what_is_different_on_several_gpus_is_a_warning(planned: Planned) -> None:
+    few = planned(resources={"gpus": 8}, loader={"batch_size": 4})["warnings"]
+    assert any("with 4 some of them have no sample" in warning for warning in few)
+    assert not any("norms" in warning for warning in few)
+    odd = {"name": "python:graft_planned:OwnNorm"}
+    warnings = planned(model=odd, resources={"gpus": 2})["warnings"]
+    assert "these norms see the samples of one GPU alone, since they are not torch's own: norm" in warnings
+    assert not any("norms" in warning for warning in planned(model=odd, resources={"gpus": 1})["warnings"])
 
 
 def test_memory_is_counted_from_shapes(planned: Planned) -> None:

@@ -48,3 +48,9 @@ def test_a_password_without_a_server_changes_nothing(secrets, tmp_path):
 def test_the_brokers_password_is_its_own(secrets):
     (secrets / "graft_broker_password").write_text("b:c")
     assert Settings(broker_url="redis://redis:6379/0").broker == "redis://:b%3Ac@redis:6379/0"
+
+
+def test_the_cpu_stands_for_gpus_only_where_there_are_none():
+    assert Settings(gpus="cpu,cpu").gpus == "cpu,cpu"
+    with pytest.raises(ValueError, match="not beside others; write cpu,cpu"):
+        Settings(gpus="0,cpu")

@@ -81,6 +81,40 @@ class KilledOnce(Tiny):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class KilledRank(Tiny):
+    """Rank 1 kills its own process in the forward pass that the note names, the first time: `75:/path/of/a/marker`."""
+
+    def act(self, passes: int) -> None:
+        when, _, marker = self.note.partition(":")
+        if os.environ["RANK"] == "1" and passes == int(when) and not Path(marker).exists():
+            Path(marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class HungryRank(Tiny):
+    """Rank 1 wants too much memory in its third pass; the note says of which kind it is."""
+
+    def act(self, passes: int) -> None:
+        if os.environ.get("RANK", "1") == "1" and passes == 3:
+            if self.note == "cuda":
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 1 has …")
+            torch.empty(1 << 50)
+
+
+class Growing(Tiny):
+    """Takes 64 MiB in each pass and keeps them."""
+
+    def act(self, passes: int) -> None:
+        self.kept = [*getattr(self, "kept", []), torch.ones(passes, 1 << 24)]
+
+
+class RaisesOnRank(Tiny):
+    def act(self, passes: int) -> None:
+        print(f"pass {passes}")
+        if os.environ["RANK"] == "1" and passes == 3:
+            raise ZeroDivisionError("by rank 1")
+
+
 class Spill(Tiny):
     """Large enough that a checkpoint of it does not fit into what the test allows."""
 

@@ -152,6 +152,30 @@ def given(channel: Channel) -> None:
     channel.send({"kind": "done"})
 
 
+def ranked(channel: Channel) -> None:
+    """Print what a rank is told of itself; rank 0 waits for the others, which have no need to say a word."""
+    start = channel.receive()
+    names = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "CUDA_VISIBLE_DEVICES"]
+    print(f"device={start['device']}", *(f"{name}={os.environ.get(name)}" for name in names))
+    if os.environ.get("RANK", "0") == "0":
+        time.sleep(0.3)
+    channel.send({"kind": "done"})
+
+
+def ranks_stand(channel: Channel) -> None:
+    """Rank 0 trains as long as it may; the others wait for it, as in a collective that never ends."""
+    if os.environ["RANK"] == "0":
+        obedient(channel)
+    else:
+        stubborn_rank(channel)
+
+
+def stubborn_rank(channel: Channel) -> None:
+    channel.receive()
+    print(f"pid={os.getpid()}")
+    time.sleep(60)
+
+
 def adjustable(channel: Channel) -> None:
     """Takes steps, and does between them what is asked; its first attempt dies at the step that a label says."""
     start = channel.receive()

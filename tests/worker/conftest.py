@@ -38,24 +38,25 @@ class Bench:
             job, _ = jobs.create(session, spec=self.make_spec(**parts), plan={"steps": {"total": 1}})
             return job.id
 
-    def claim(self, owner: str = "this-worker") -> Claim | None:
+    def claim(self, owner: str = "this-worker", gpus: int = 0) -> Claim | None:
         with self.database.write() as session:
             return leases.claim(
                 session,
                 owner=owner,
                 queues=["default"],
-                capacity=Capacity(0, 0, 1),
+                capacity=Capacity(gpus, gpus, 1),
                 seconds=self.settings.lease_seconds,
             )
 
     def supervisor(self, target: str | None, **options: Any) -> Supervisor:
-        """Of the next job."""
+        """Of the next job, which is given these `gpus`."""
         claimed_at = time.monotonic()
-        claim = self.claim()
+        slot = Slot(tuple(options.pop("gpus", ())))
+        claim = self.claim(gpus=len(slot.gpus))
         assert claim is not None
         return Supervisor(
             claim,
-            Slot(),
+            slot,
             claimed_at=claimed_at,
             database=self.database,
             sandbox=self.sandbox,

@@ -18,6 +18,7 @@ def claim_of(gpus: int) -> Claim:
 def test_the_setting_names_the_gpus() -> None:
     assert find_gpus("0, 2") == ["0", "2"]
     assert find_gpus("") == []
+    assert find_gpus("cpu,cpu") == ["cpu", "cpu"]
 
 
 def test_auto_obeys_what_the_worker_itself_may_see() -> None:
@@ -57,9 +58,11 @@ def test_nothing_is_taken_when_no_job_fits() -> None:
 
 def test_a_child_sees_its_own_gpu_as_the_first_and_a_cpu_job_sees_none() -> None:
     assert Slot(("3",)).environment == {"CUDA_VISIBLE_DEVICES": "3"}
-    assert Slot(("3",)).device == "cuda:0"
+    assert Slot(("3", "5")).devices == ["cuda:0", "cuda:1"]
+    assert Slot(("cpu", "cpu")).environment == {"CUDA_VISIBLE_DEVICES": ""}
+    assert Slot(("cpu", "cpu")).devices == ["cpu", "cpu"]
     assert Slot().environment == {"CUDA_VISIBLE_DEVICES": ""}
-    assert Slot().device == "cpu"
+    assert Slot().devices == ["cpu"]
 
 
 def test_two_threads_never_count_on_the_same_slot() -> None:

@@ -207,3 +207,24 @@ def test_a_checkpoint_goes_once_the_last_job_that_was_pinned_to_it_has_ended(ben
 def pinned_to(bench: Any, job: int, step: int) -> int:
     with bench.database.write() as session:
         return int(jobs.create(session, spec=bench.make_spec(), plan={}, pinned=Pin(job, step))[0].id)
+
+
+def test_a_heartbeat_and_a_claim_never_wait_for_each_other(bench: Any, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    describe, asked = runner.devices.describe, threading.Event()
+
+    def tell() -> dict[str, object]:
+        asked.set()
+        return describe()
+
+    monkeypatch.setattr(runner.devices, "describe", tell)
+    beating = threading.Thread(target=runner.beat)
+
+    def claim(_: Any) -> None:
+        beating.start()
+        assert asked.wait(30)
+        with bench.database.write() as session:  # as a claim does, while the heartbeat asks what is free
+            leases.reap(session)
+
+    assert runner.devices.take(claim) is None
+    beating.join(30)
+    assert not beating.is_alive()

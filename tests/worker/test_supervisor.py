@@ -19,7 +19,6 @@ from store import commands, leases
 from store.database import Database
 from store.tables import Job
 from worker import supervisor as supervising
-from worker.devices import Slot
 
 
 def test_every_event_is_committed_once_and_in_order(bench: Any) -> None:
@@ -387,8 +386,6 @@ def test_a_sandbox_that_cannot_start_is_a_lost_try_and_not_the_jobs_fault(bench:
 @pytest.mark.gpu
 def test_a_job_trains_on_a_gpu_of_its_slot(bench: Any) -> None:
     job = bench.submit(dataset={"source": "sklearn:digits", "image_size": 8}, model={"name": "python:plugins:Tiny"})
-    supervisor = bench.supervisor(None)
-    supervisor._slot = Slot(("0",))
-    supervisor.run()
+    bench.run(gpus=["0"])
 
     assert bench.job(job).state == "succeeded"

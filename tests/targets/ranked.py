@@ -1,0 +1,96 @@
+"""What runs in the ranks of core's tests: a whole job, and what it said."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from core.errors import TrainingError
+from core.events import CheckpointData, EpochData, Iteration, RewoundData
+from core.loop import fit
+from core.places import Places
+from core.ranks import join
+from core.spec import JobSpec
+
+
+class Plain(nn.Sequential):
+    """Every sample by itself, no chance: norms of one sample, and a layer that nothing uses."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__(
+            nn.Conv2d(3, 8, 3, stride=2),
+            nn.GroupNorm(2, 8),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.LayerNorm(72),
+            nn.Linear(72, num_classes),
+        )
+        self.add_module("unused", _Unused())
+
+
+class _Unused(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+class Batched(nn.Sequential):
+    """Norms over the batch. No bias before them: its gradient is nothing but rounding, which Adam would take for a direction."""
+
+    def __init__(self, num_classes: int = 10, dropout: float = 0.0) -> None:
+        super().__init__(
+            nn.Conv2d(3, 8, 3, stride=2, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(dropout),
+            nn.Linear(72, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, num_classes),
+        )  # fmt: skip
+
+
+class Diverges(Plain):
+    """Its loss is no number in the third step, on one rank of two alone."""
+
+    steps = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.steps += self.training
+        logits: torch.Tensor = super().forward(images)
+        return logits * float("nan") if self.steps == 3 and join(torch.device("cpu")).rank == 1 else logits
+
+
+def train(payload: dict[str, Any]) -> dict[str, Any]:
+    """Run the job until its end, or until rank 0 (alone) wishes at step `halt` that it stops."""
+    device = torch.device(payload.get("device", "cpu"))
+    if device.type == "cuda":
+        device = torch.device("cuda", payload["rank"])
+    ranks = join(device)
+    spec, places = JobSpec.model_validate(payload["spec"]), Places.model_validate(payload["places"])
+    resume = None if payload["resume"] is None else [Path(path) for path in payload["resume"]]
+    told: dict[str, Any] = {"losses": {}, "samples": [], "epochs": [], "saved": [], "error": None, "rewound": None}
+    step, halt = 0, payload["halt"]
+
+    def halts() -> bool:
+        return ranks.rank == 0 and halt is not None and step >= halt
+
+    directory = Path(payload["directory"])
+    try:
+        with closing(fit(spec, places, directory, device=device, ranks=ranks, resume=resume, halts=halts)) as job:
+            for item in job:
+                if isinstance(item, Iteration):
+                    step = item.step + 1
+                    told["losses"][str(item.step)] = item.loss
+                    told["samples"].append(item.samples)
+                elif isinstance(item[1], EpochData):
+                    told["epochs"].append([item[1].mean_loss, item[1].validation])
+                elif isinstance(item[1], RewoundData):
+                    told["rewound"] = item[0]
+                elif isinstance(item[1], CheckpointData):
+                    told["saved"].append(item[0])
+                    if halt is not None and ranks.first(halts):
+                        break
+    except TrainingError as error:
+        told["error"] = str(error)
+    return told
