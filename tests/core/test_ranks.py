@@ -36,12 +36,13 @@ def train(sandbox: Sandbox, tmp_path: Path) -> Train:
 
     def run(
         model: str, directory: str, ranks: int = 1, *, resume: list[Path] | None = None, halt: int | None = None,
-        device: str = "cpu", **parts: Any
+        adjust: Any = (), device: str = "cpu", **parts: Any
     ) -> dict[str, Any]:  # fmt: skip
         name, _, dropout = model.partition(" ")
         keywords = {"dropout": float(dropout)} if dropout else {}
         spec = {**SPEC, "model": {"name": f"python:ranked:{name}", **keywords}, **parts}
         payload = {"spec": spec, "places": places, "directory": str(tmp_path / directory), "halt": halt, "device": device}
+        payload["adjust"] = list(adjust)
         payload["resume"] = None if resume is None else [str(path) for path in resume]
         with socket.socket() as held:
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -147,6 +148,20 @@ def test_what_rank_0_alone_wishes_all_do_after_the_same_step(train: Train, tmp_p
     rest = train("Plain", "rest", 2, resume=[tmp_path / "halted" / str(stop)])
     whole = train("Plain", "whole", 2)
     assert halted["losses"] | rest["losses"] == whole["losses"]
+
+
+def test_what_rank_0_alone_is_asked_to_change_all_change_at_the_same_step(train: Train, tmp_path: Path) -> None:
+    groups = {**SPEC["optimizer"], "groups": [{"name": "norms", "role": "norm"}]}
+    changes = [["norms", {"freeze": True}], ["default", {"lr": 0.05, "betas": [0.5, 0.9]}], ["norms", {"freeze": False}]]
+    asked = [[at, *change, due] for change, (at, due) in zip(changes, [(2, None), (5, None), (7, 11)], strict=True)]
+    two = train("Batched", "two", 2, optimizer=groups, adjust=asked)
+    steps = [step for step, _, _ in two["adjusted"]]
+    assert steps == [3, 6, 11], "it is told with the losses of the step after; what is due later is known by then"
+    same = [[1, *change, step] for change, step in zip(changes, steps, strict=True)]
+    one = train("Batched", "one", optimizer=groups, adjust=same)
+    assert one["adjusted"] == two["adjusted"]
+    alike(one, two)
+    same_weights(tmp_path / "one/14", tmp_path / "two/14")
 
 
 def test_a_loss_that_is_no_number_on_one_rank_ends_all_at_that_step(train: Train) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from core.adjustments import Adjustments
 from core.errors import TrainingError
-from core.events import CheckpointData, EpochData, Iteration, RewoundData
+from core.events import AdjustedData, CheckpointData, Data, EpochData, Iteration, RewoundData
 from core.loop import fit
 from core.places import Places
 from core.ranks import join
@@ -62,35 +63,51 @@ class Diverges(Plain):
 
 
 def train(payload: dict[str, Any]) -> dict[str, Any]:
-    """Run the job until its end, or until rank 0 (alone) wishes at step `halt` that it stops."""
+    """Run the job until its end, or until rank 0 (alone) wishes at step `halt` that it stops.
+
+    `adjust`: what rank 0 (alone) is asked at a step, and when it is due: [[at, group, changes, step or null]].
+    """
     device = torch.device(payload.get("device", "cpu"))
     if device.type == "cuda":
         device = torch.device("cuda", payload["rank"])
     ranks = join(device)
     spec, places = JobSpec.model_validate(payload["spec"]), Places.model_validate(payload["places"])
     resume = None if payload["resume"] is None else [Path(path) for path in payload["resume"]]
-    told: dict[str, Any] = {"losses": {}, "samples": [], "epochs": [], "saved": [], "error": None, "rewound": None}
-    step, halt = 0, payload["halt"]
+    told: dict[str, Any] = {key: [] for key in ("samples", "epochs", "saved", "adjusted")}
+    told |= {"losses": {}, "error": None, "rewound": None}
+    step, halt, asked = 0, payload["halt"], Adjustments()
 
     def halts() -> bool:
         return ranks.rank == 0 and halt is not None and step >= halt
 
-    directory = Path(payload["directory"])
+    job = fit(
+        spec, places, Path(payload["directory"]), device=device, ranks=ranks, resume=resume, halts=halts, adjustments=asked
+    )  # fmt: skip
     try:
-        with closing(fit(spec, places, directory, device=device, ranks=ranks, resume=resume, halts=halts)) as job:
+        with closing(job):
             for item in job:
+                _tell(told, item)
                 if isinstance(item, Iteration):
                     step = item.step + 1
-                    told["losses"][str(item.step)] = item.loss
-                    told["samples"].append(item.samples)
-                elif isinstance(item[1], EpochData):
-                    told["epochs"].append([item[1].mean_loss, item[1].validation])
-                elif isinstance(item[1], RewoundData):
-                    told["rewound"] = item[0]
-                elif isinstance(item[1], CheckpointData):
-                    told["saved"].append(item[0])
-                    if halt is not None and ranks.first(halts):
-                        break
+                    for _, group, changes, due in [one for one in payload["adjust"] if ranks.rank == 0 and one[0] == step]:
+                        asked.adjust(group, at_step=due, **changes)
+                elif isinstance(item[1], CheckpointData) and halt is not None and ranks.first(halts):
+                    break
     except TrainingError as error:
         told["error"] = str(error)
     return told
+
+
+def _tell(told: dict[str, Any], item: Iteration | tuple[int, Data]) -> None:
+    """Add an event to the story."""
+    if isinstance(item, Iteration):
+        told["losses"][str(item.step)] = item.loss
+        told["samples"].append(item.samples)
+    elif isinstance(item[1], EpochData):
+        told["epochs"].append([item[1].mean_loss, item[1].validation])
+    elif isinstance(item[1], AdjustedData):
+        told["adjusted"].append([item[0], item[1].group, sorted(item[1].changes)])
+    elif isinstance(item[1], RewoundData):
+        told["rewound"] = item[0]
+    elif isinstance(item[1], CheckpointData):
+        told["saved"].append(item[0])
