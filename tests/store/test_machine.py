@@ -19,8 +19,9 @@ from sqlalchemy import and_, delete, select
 import store.events
 import store.fence
 import store.leases
+from core.adjustments import Adjustment
 from core.events import Failure
-from store import commands, events, jobs, leases
+from store import adjustments, commands, events, jobs, leases
 from store.errors import Conflict, LeaseLost
 from store.events import NewEvent
 from store.fence import held
@@ -51,6 +52,8 @@ class Model:
     owner: str | None = None
     until: float = 0.0
     events: int = 1
+    asked: list[int] = field(default_factory=list)
+    """The adjustments that are still to be done."""
 
     def holds(self, lease: Lease) -> bool:
         return self.state == "running" and lease.attempt == self.attempt
@@ -60,6 +63,8 @@ class Model:
         self.state, self.owner = state, None
         if state in FINAL or state == "paused":
             self.requested = None
+        if state in FINAL:
+            self.asked = []
 
     def back(self, *, counted: bool) -> None:
         self.failures += counted
@@ -134,6 +139,15 @@ class Machine(RuleBasedStateMachine):
         elif job.state == "paused":
             job.to("queued")
 
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def adjust(self, data) -> None:
+        job = self.pick(data)
+        with self.database.write() as session, self.refused(Conflict, job.state in FINAL or job.requested == "cancel"):
+            opened = adjustments.open_job(session, job.id)
+            asked = adjustments.adjust(session, opened, Adjustment("default", {"lr": 0.5}, None, "people"))
+            job.asked.append(asked.id)
+
     # -- what workers do
 
     @rule(worker=st.sampled_from(WORKERS))
@@ -169,6 +183,17 @@ class Machine(RuleBasedStateMachine):
             job.failures = 0 if event is CHECKPOINT else job.failures
 
     @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def do_what_is_asked(self, data) -> None:
+        lease, job = self.pick_lease(data)
+        told = [{"id": number, "group": "default", "step": 0, "changes": {}, "by": "people"} for number in job.asked[:1]]
+        with self.database.write() as session, self.fenced(job, lease):
+            events.append(session, lease, [NewEvent(0, "adjusted", data) for data in told])
+        if job.holds(lease):
+            job.events += len(told)
+            job.asked = job.asked[1:]
+
+    @precondition(lambda self: self.leases)
     @rule(data=st.data(), fails=st.booleans())
     def finish(self, data, fails: bool) -> None:
         lease, job = self.pick_lease(data)
@@ -194,7 +219,7 @@ class Machine(RuleBasedStateMachine):
         lease, job = self.pick_lease(data)
         with self.database.write() as session, self.fenced(job, lease):
             asked = {command.kind for command in commands.pending(session, lease)}
-            assert not job.holds(lease) or asked - {"pause"} == ({"cancel"} if job.requested == "cancel" else set())
+            assert not job.holds(lease) or asked - {"adjust", "pause"} == ({"cancel"} if job.requested == "cancel" else set())
             if "cancel" in asked:
                 leases.finish(session, lease, "cancelled")
             else:
@@ -231,6 +256,8 @@ class Machine(RuleBasedStateMachine):
             told = (row.state, row.attempt, row.failures, row.requested, row.lease_owner, row.last_seq)
             assert told == (job.state, job.attempt, job.failures, job.requested, job.owner, job.events)
             assert (row.ended_at is not None) == (row.state in FINAL)
+            with self.database.read() as session:
+                assert [one.id for one in adjustments.asked(session, job.id)] == job.asked
 
     @invariant()
     def no_attempt_has_two_holders(self) -> None:

@@ -10,7 +10,8 @@ from alembic.operations import Operations
 from pytest_alembic import tests as alembic_tests
 from sqlalchemy import CheckConstraint, NullPool, Text, create_engine, inspect, text
 
-from store import commands, engines, events, jobs, leases, schema
+from core.adjustments import Adjustment
+from store import adjustments, commands, engines, events, jobs, leases, schema
 from store.database import Database
 from store.leases import Capacity
 
@@ -187,6 +188,20 @@ def test_jobs_survive_the_second_revision_and_its_downgrade(empty, make_spec):
         again, _ = jobs.create(session, spec=make_spec(), plan={})
         assert again.id == made[2] + 1
         assert jobs.get(session, lease.job_id).ran_seconds > 0
+
+
+def test_what_is_asked_beside_adjustments_survives_the_fourth_revision_and_its_downgrade(empty, make_spec):
+    empty.upgrade()
+    with empty.write() as session:
+        jobs.create(session, spec=make_spec(), plan={})
+        lease = leases.claim(session, owner="one", queues=["default"], capacity=Capacity(0, 0, 1), seconds=60).lease
+        adjustments.adjust(session, adjustments.open_job(session, lease.job_id), Adjustment("default", {"lr": 0.5}))
+        commands.pause(session, lease.job_id, "test")
+    move(empty, "0003")
+    move(empty, "head")
+    with empty.write() as session:
+        assert [(one.id, one.kind) for one in commands.pending(session, lease)] == [(2, "pause")]
+        assert adjustments.adjust(session, jobs.get(session, lease.job_id), Adjustment("default", {"lr": 0.5})).id == 3
 
 
 def move(database, revision):
