@@ -173,6 +173,7 @@ class GroupsNow(GroupsData):
     """
 
     groups: list[GroupNow]  # type: ignore[assignment]  # a list of what is more than the event has
+    executed_groups: int = Field(description="Groups that the optimizer ran, once equal ones were one, when the job began.")
     pending: list[Adjustment] = Field(description="Changes that are still to come, in the order in which they were asked for.")
 
 

@@ -22,7 +22,7 @@ from core.events import AdjustedData, CheckpointData, Iteration
 from core.groups import build_optimizer, learning_rates
 from core.loop import fit, train_fn
 from core.places import Places
-from core.schedules import set_rates
+from core.schedules import assign, set_rates
 from core.spec import JobSpec, OptimizerSpec, ScheduleSpec
 
 CPU = torch.device("cpu")
@@ -140,6 +140,26 @@ def test_a_schedule_goes_on_from_the_new_lr_and_does_not_overwrite_it() -> None:
     assert len(optimizer.param_groups) == 3, "equal values at one step, but other curves"
 
 
+def test_a_momentum_that_a_schedule_moves_stays_where_it_is_set() -> None:
+    spec = JobSpec.model_validate(
+        {"dataset": {"source": "sklearn:digits"}, "model": {"name": "x"}, "schedule": {"name": "OneCycleLR"},
+         "training": {"epochs": 2}, "optimizer": {"name": "Adam", "groups": PARTS}}
+    )  # fmt: skip
+    model = net()
+    optimizer, groups = build_optimizer(model, spec.optimizer, CPU, head=["fc"], schedule=lambda own: assign(own, spec, 6))
+    control = GroupControl(model, optimizer, groups)
+    control.begin(0)
+    planned = next(group.curve for group in control.groups if group.curve).momentum(3)
+    control.adjustments.adjust("head", at_step=3, betas=[0.5, 0.6])
+    (told,) = control.due(3)
+    assert told.changes["betas"].before == [planned, 0.999]
+    for step in range(3, 6):
+        set_rates(optimizer, step)
+        betas = {name: group["betas"] for group in optimizer.param_groups for name in group["names"]}
+        assert betas["head"] == (0.5, 0.6)
+        assert betas["stem"][0] != 0.5
+
+
 def test_what_is_frozen_does_not_move_by_a_bit_and_thawed_it_goes_on_with_its_state() -> None:
     model = net()
     control, optimizer = control_of(model, lr=0.01)
@@ -247,7 +267,6 @@ SPEC = {
         "lr": 0.05,
         "groups": [{"name": "head", "params": "5.*"}, {"name": "stem", "params": ["0.*", "1.*"], "freeze": True}],
     },
-    "schedule": {"name": "CosineAnnealingLR"},
 }
 CHANGES = [
     Adjustment("head", {"lr": 0.5}, 0, id=1),
@@ -273,11 +292,20 @@ def tell(spec: JobSpec, places: Places, directory: Path, asked: Adjustments, **m
             "values": json.loads((end / "state.json").read_text())["values"]}  # fmt: skip
 
 
-@pytest.mark.slow  # eight jobs, each from another checkpoint
+@pytest.mark.slow  # fifteen jobs, each from another checkpoint
+@pytest.mark.parametrize(
+    ("schedule", "steps"),
+    [
+        ({"name": "CosineAnnealingLR"}, (1, 3, 4, 5, 7, 9, 11, 13)),
+        ({"name": "OneCycleLR"}, (4, 9)),
+        ({"name": "ReduceLROnPlateau", "patience": 0, "threshold": 10.0, "threshold_mode": "abs"}, (4, 9)),
+    ],
+    ids=["falls", "moves momentum too", "goes by the validation"],
+)
 def test_a_job_that_goes_on_anywhere_equals_one_that_never_stopped(
-    tiny_spec: Callable[..., JobSpec], places: Places, tmp_path: Path
+    tiny_spec: Callable[..., JobSpec], places: Places, tmp_path: Path, schedule: Any, steps: Sequence[int]
 ) -> None:
-    spec = tiny_spec(epochs=2, **SPEC)
+    spec = tiny_spec(epochs=2, **{**SPEC, "schedule": schedule})
     asked = Adjustments()
     for one in CHANGES:
         asked.ask(one)
@@ -286,8 +314,8 @@ def test_a_job_that_goes_on_anywhere_equals_one_that_never_stopped(
         (one.step, one.id, one.step, None) for one in CHANGES
     ]
     assert [whole["lr"][step]["head"] for step in (0, 9)] == [0.5, 0.01]
-    assert whole["lr"][10]["head"] < 0.01, "the schedule goes on"
-    for step in (1, 3, 4, 5, 7, 9, 11, 13):
+    assert whole["lr"][13]["head"] < 0.01 or schedule["name"] == "ReduceLROnPlateau", "the schedule goes on"
+    for step in steps:
         rest = tell(spec, places, tmp_path / str(step), Adjustments(CHANGES), resume=[tmp_path / "whole" / str(step)])
         assert [data.id for _, data in rest["adjusted"]] == [one.id for one in CHANGES if one.step > step]
         assert rest["losses"] == {at: loss for at, loss in whole["losses"].items() if at >= step}
@@ -297,7 +325,7 @@ def test_a_job_that_goes_on_anywhere_equals_one_that_never_stopped(
 
 def test_a_notebook_changes_the_lr_while_it_trains(tiny_spec: Callable[..., JobSpec], places: Places, tmp_path: Path) -> None:
     asked, rates = Adjustments(), {}
-    for event in fit(tiny_spec(epochs=1, **{**SPEC, "schedule": None}), places, tmp_path / "job", adjustments=asked):
+    for event in fit(tiny_spec(epochs=1, **SPEC), places, tmp_path / "job", adjustments=asked):
         if isinstance(event, Iteration):
             rates[event.step] = event.lr["head"]
             if event.step == 2:

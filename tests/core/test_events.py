@@ -14,6 +14,8 @@ from pydantic import ValidationError
 
 from core.events import (
     KINDS,
+    AdjustedData,
+    Change,
     CheckpointData,
     Iteration,
     IterationsData,
@@ -23,6 +25,7 @@ from core.events import (
     figure,
     fold,
     number,
+    present,
     retained,
     shortest,
 )
@@ -120,6 +123,43 @@ def test_a_rewind_to_a_checkpoint_keeps_it() -> None:
     log.add("checkpoint", {"step": 2})
     log.rewind(2)
     assert [row.kind for row in fold(log.rows)] == ["iterations", "checkpoint", "rewound"]
+
+
+def test_a_rewind_voids_the_adjustments_beyond_it_and_keeps_those_at_its_very_step() -> None:
+    log = Log()
+    log.train([1, 2])
+    log.add("adjusted", {"id": 1})
+    log.train([3])
+    log.add("adjusted", {"id": 2})
+    log.rewind(2)
+    log.train([3])
+    log.add("adjusted", {"id": 2})
+    assert [(row.step, row.data["id"]) for row in fold(log.rows) if row.kind == "adjusted"] == [(2, 1), (3, 2)]
+
+
+def adjusted(group: str, step: int, **changes: Any) -> dict[str, Any]:
+    told = {key: Change(before=None, to=value) for key, value in changes.items()}
+    return AdjustedData(id=1, group=group, step=step, changes=told, by="api").model_dump(mode="json")
+
+
+def test_the_groups_of_now_have_what_was_adjusted_last_and_the_lr_of_the_last_step() -> None:
+    row = {"hyperparameters": {"lr": 1.0, "momentum": 0.0}, "frozen": True, "until_epoch": 1, "schedule": None}
+    parameters = [
+        {"group": "a/part", "frozen": "group"},
+        {"group": "a/part", "frozen": "model"},
+        {"group": "b", "frozen": "group"},
+    ]
+    table = {"groups": [{**row, "name": "a/part", "of": "a"}, {**row, "name": "b", "of": "b"}], "parameters": parameters}
+    told = [adjusted("a", 3, lr=5.0, momentum=0.5, freeze=False), adjusted("a/part", 7, momentum=0.9)]
+
+    def now(step: int, epoch: int = 0) -> list[tuple[Any, ...]]:
+        found = present(table, epoch, {"a/part": 4.0, "b": 0.5}, step=step, adjusted=told)
+        assert [one["frozen"] for one in found["parameters"]][1] == "model"
+        return [(*one["present"].values(), one["frozen"], one["until_epoch"]) for one in found["groups"]]
+
+    assert now(3) == [(5.0, 0.9, False, None), (0.5, 0.0, True, 1)], "no step has used the new lr yet"
+    assert now(8) == [(4.0, 0.9, False, None), (0.5, 0.0, True, 1)], "a schedule has gone on from it"
+    assert now(8, epoch=1)[1] == (0.5, 0.0, False, 1)
 
 
 def checkpoint(step: int, **figures: Any) -> dict[str, Any]:
