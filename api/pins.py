@@ -18,10 +18,11 @@ import httpx
 from api.checkpoints import choose
 from api.dependencies import INT64, Service
 from api.problems import ProblemError
+from core import hashes
 from core.errors import Fault, SpecError
 from core.places import PinnedWeights, Places
 from core.spec import JobSpec, PretrainedSpec
-from fetching import hashes, header, hub
+from fetching import header, hub
 from fetching.client import Client
 from fetching.policy import Policy, RefusedError
 from store import events, jobs
@@ -202,7 +203,8 @@ def _hashed(pinned: PinnedWeights, path: Path) -> PinnedWeights:
         raise RefusedError(
             f"{path.name} here has the SHA-256 {sha256[:16]}…, its name says {pinned.sha256_begins}…: it is damaged"
         )
-    return pinned.model_copy(update={"path": None, "sha256": sha256, "bytes": path.stat().st_size})
+    known = {"sha256": sha256, "bytes": path.stat().st_size, "stamp": hashes.stamp_of(path)}
+    return pinned.model_copy(update={"path": None, **known})
 
 
 def _as_asked(asked: PretrainedSpec, pinned: PinnedWeights) -> PinnedWeights:

@@ -27,6 +27,8 @@ class PinnedWeights(BaseModel):
     sha256_begins: str = ""
     """What the file's official name says of its hash, where the whole hash is not known."""
     bytes: int | None = None
+    stamp: str | None = None
+    """The file's (`core.hashes.stamp_of`) when its hash was computed: while it is the same, so is the hash."""
     url: str | None = None
     repository: str | None = None
     """`ORG/NAME` on the Hugging Face hub."""

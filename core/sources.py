@@ -12,11 +12,11 @@ from typing import Any
 
 from core.batches import Preprocessing
 from core.errors import SpecError, TransferError
+from core.hashes import remember, sha256_of
 from core.places import PinnedWeights, Places
 from core.published import SCHEMES, Published, published
 from core.shapes import shapes_of
 from core.statefiles import CONTAINER, POINTER, Entry, Source, read_file, read_safetensors
-from core.tensorfile import sha256_of
 
 __all__ = ["Entry", "Source", "is_here", "pin", "preprocessing_of", "read"]
 
@@ -31,13 +31,16 @@ def read(source: str, places: Places, *, container: str | None = None, shapes_on
     """
     kind, _, rest = source.partition(":")
     if kind == "file" and rest:
-        return _checked(read_file(source, places.input(rest, POINTER), rest, shapes_only, container), places)
+        path = places.input(rest, POINTER)
+        _trust(source, path, places)
+        return _checked(read_file(source, path, rest, shapes_only, container), places)
     if kind in {"https", "hf"} and rest:
         pinned = _elsewhere(source, places)
-        path = pinned.path or places.find(pinned)
-        if path is None:
+        found = pinned.path or places.find(pinned)
+        if found is None:
             raise SpecError.at(POINTER, f"{pinned.file} of '{source}' was not fetched yet")
-        return _checked(read_file(source, path, pinned.file or path.name, shapes_only, container), places)
+        _trust(source, found, places)
+        return _checked(read_file(source, found, pinned.file or found.name, shapes_only, container), places)
     if container is not None:
         raise SpecError.at(CONTAINER, f"it has no effect: '{source}' has no containers; leave it out")
     if kind in SCHEMES and rest:
@@ -86,6 +89,7 @@ def _read_published(source: str, places: Places, shapes_only: bool) -> Source:
     if path is None or shapes_only:
         return Source(source, official.library, entries, dict, classes=official.classes)
     here = path
+    _trust(source, here, places)
     sha256 = sha256_of(here)
     if not sha256.startswith(pinned.sha256_begins):
         raise TransferError(
@@ -110,6 +114,13 @@ def _elsewhere(source: str, places: Places) -> PinnedWeights:
     if source not in places.pinned:
         raise SpecError.at(POINTER, f"'{source}' is fetched for jobs alone; here, fetch it yourself and write file:PATH")
     return places.pinned[source]
+
+
+def _trust(source: str, path: Path, places: Places) -> None:
+    """Spare the hash of a file that is still as it was when it was pinned."""
+    pinned = places.pinned.get(source)
+    if pinned is not None and pinned.sha256 is not None and pinned.stamp is not None:
+        remember(path, pinned.sha256, pinned.stamp)
 
 
 def _checked(source: Source, places: Places) -> Source:

@@ -11,7 +11,6 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +21,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from core.errors import SpecError, did_you_mean
 from core.events import TransferStep
-from core.tensorfile import sha256_of
+from core.hashes import sha256_of
 
 POINTER = "/pretrained/source"
 CONTAINER = "/pretrained/container"
@@ -89,7 +88,7 @@ def read_file(source: str, path: Path, shown: str, shapes_only: bool, container:
     """
     if path.suffix not in SUFFIXES or not path.is_file():
         raise SpecError.at(POINTER, f"'{shown}' is no file of weights; those end in {', '.join(SUFFIXES)}")
-    sha256 = None if shapes_only else _sha256_once(path)
+    sha256 = None if shapes_only else sha256_of(path)
     if path.suffix == ".safetensors":
         if container is not None:
             raise SpecError.at(CONTAINER, "a safetensors file has no containers; 'select' takes the names below one")
@@ -219,14 +218,3 @@ class _Partial(dict[str, Tensor]):
     def __init__(self, found: Mapping[Any, Any]) -> None:
         super().__init__({key: value for key, value in found.items() if isinstance(key, str) and isinstance(value, Tensor)})
         self._metadata = getattr(found, "_metadata", None)
-
-
-def _sha256_once(path: Path) -> str:
-    """The SHA-256 of a file, computed again only where its size or its time of change is another."""
-    facts = path.stat()
-    return _sha256(path, facts.st_ino, facts.st_size, facts.st_mtime_ns)
-
-
-@lru_cache(maxsize=256)
-def _sha256(path: Path, inode: int, size: int, changed: int) -> str:  # noqa: ARG001  (they are the cache's key)
-    return sha256_of(path)

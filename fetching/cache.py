@@ -18,9 +18,9 @@ from typing import BinaryIO
 
 import httpx
 
+from core import hashes
 from core.errors import TransferError
 from core.places import PinnedWeights, Places
-from fetching import hashes
 from fetching.client import Client
 from fetching.policy import Policy, RefusedError
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from core import hashes
 from core.errors import DiskFullError, TransferError
 from core.events import Failure
 from core.places import PinnedWeights, Places
@@ -97,7 +98,8 @@ class Fetch:
             for source, one in self.pinned.items():
                 if one.url is not None and one.path is None:
                     path = self._one(one)
-                    self.pinned[source] = one.model_copy(update={"path": path})
+                    known = {"sha256": hashes.sha256_of(path), "stamp": hashes.stamp_of(path)}
+                    self.pinned[source] = one.model_copy(update={"path": path, **known})
         except StoppedError:
             pass
         except TransferError as error:

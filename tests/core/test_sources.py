@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision import models as vision
 
+from core import hashes
 from core.errors import SpecError, TransferError
 from core.models import get_model
 from core.places import PinnedWeights, Places
@@ -236,6 +237,17 @@ def test_a_file_that_changed_since_the_job_was_submitted_is_refused(places: Plac
     save_file({"other": torch.ones(1)}, places.inputs / "w.safetensors")
     with pytest.raises(TransferError, match="has changed since this job was submitted"):
         read("file:w.safetensors", pinned)
+
+
+def test_a_file_that_is_still_as_it_was_pinned_is_not_read_for_its_hash_again(places: Places) -> None:
+    path = places.inputs / "pinned.safetensors"
+    save_file(STATE, path)
+    told = PinnedWeights(file=path.name, sha256="ab" * 32, stamp=hashes.stamp_of(path))
+    pinned = places.model_copy(update={"pinned": {f"file:{path.name}": told}})
+    assert read(f"file:{path.name}", pinned).sha256 == "ab" * 32
+    path.touch()
+    with pytest.raises(TransferError, match="has changed since this job was submitted"):
+        read(f"file:{path.name}", pinned)
 
 
 @pytest.mark.parametrize("source", ["https://example.org/w.pth", "hf:org/repo"])

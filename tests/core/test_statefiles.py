@@ -121,13 +121,3 @@ def test_the_versions_of_a_state_dicts_modules_are_kept(opened: Opened) -> None:
 def test_extra_state_beside_the_tensors_is_left_out(opened: Opened) -> None:
     source = opened({**STATE, "conv._extra_state": {"calls": 3}})
     assert set(source.entries) == set(STATE)
-
-
-def test_a_file_is_hashed_again_only_after_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, hashed = tmp_path / "w.safetensors", []
-    monkeypatch.setattr("core.statefiles.sha256_of", lambda path: hashed.append(path) or str(len(hashed)))
-    for content in (STATE, STATE, AVERAGE | {"more": torch.ones(1)}):
-        if content is not STATE or not path.exists():
-            save_file(content, path)
-        sha256 = read_file("file:w.safetensors", path, "w.safetensors", shapes_only=False).sha256
-    assert (sha256, len(hashed)) == ("2", 2)
