@@ -32,7 +32,7 @@ CLASSES = 1000
 
 def graft(model: nn.Module, path: Path) -> None:
     """Plan, check and load, with the report that comes of it."""
-    from core.models import Head  # noqa: PLC0415  (the others need none of it)
+    from core.heads import Head  # noqa: PLC0415  (the others need none of it)
     from core.places import Places  # noqa: PLC0415
     from core.spec import PretrainedSpec  # noqa: PLC0415
     from core.weights import apply_transfer, plan_transfer, read  # noqa: PLC0415

@@ -18,6 +18,14 @@ Pairs = Mapping[str, tuple[Entry, Entry | None]]
 """The head's keys: the model's entry, and the source's of that name if there is one."""
 
 
+@dataclass(frozen=True)
+class Head:
+    """The part of a model whose shape depends on the number of classes: its state dict keys, and the modules they lie in."""
+
+    keys: frozenset[str]
+    modules: tuple[str, ...]
+
+
 def why_anew(spec: PretrainedSpec, theirs: Iterable[str] | None, classes: tuple[str, ...]) -> str | None:
     """Why a head starts anew that would fit; None: it is loaded. `theirs` are the source's classes, `classes` the dataset's."""
     if spec.head == "reset":

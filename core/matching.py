@@ -6,20 +6,16 @@ import fnmatch
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from core.adapters import Adaptation, Place, adapt, places_of
 from core.errors import Fault, SpecError, pointer_of
 from core.events import SourceEntry, SourceStatus, TargetEntry
-from core.heads import NO_HEAD, Rows, check_kept, head_rows, rows_of, why_anew
+from core.heads import NO_HEAD, Head, Rows, check_kept, head_rows, rows_of, why_anew
 from core.renaming import COUNTER, Names, listed, rename
 from core.spec import PretrainedSpec
 from core.statefiles import Entry, Source, alike, dtype_name, misfit
-
-if TYPE_CHECKING:
-    from core.models import Head
 
 TAKEN = ("loaded", "adapted")
 """The statuses of entries that come from the source."""

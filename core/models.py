@@ -8,7 +8,6 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, get_type_hints
 
@@ -19,6 +18,7 @@ from core import timm_models, weights
 from core.catalog import check_keywords, model_names
 from core.errors import SpecError, did_you_mean
 from core.events import TransferData
+from core.heads import Head
 from core.places import Places
 from core.shapes import shapes_of
 from core.spec import JobSpec, ModelSpec
@@ -37,14 +37,6 @@ _OURS = {
     "weights": "pretrained weights are named by /pretrained; leave it out",
     "progress": "nothing is shown here; leave it out",
 }
-
-
-@dataclass(frozen=True)
-class Head:
-    """The part of a model whose shape depends on the number of classes: its state dict keys, and the modules they lie in."""
-
-    keys: frozenset[str]
-    modules: tuple[str, ...]
 
 
 def get_model(spec: JobSpec, classes: int, places: Places, names: tuple[str, ...] = ()) -> tuple[nn.Module, TransferData]:

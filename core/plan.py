@@ -24,8 +24,9 @@ from core.datasets import Dataset, open_dataset
 from core.errors import DataError, Fault, SpecError, TransferError
 from core.events import GroupsData, TransferData
 from core.freezing import freeze
+from core.heads import Head
 from core.hyperparameters import check_optimizer
-from core.models import Head, build_model, find_head, get_model
+from core.models import build_model, find_head, get_model
 from core.norms import of_another_kind
 from core.places import PinnedWeights, Places
 from core.ranks import Ranks

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +17,13 @@ from core.adapters import Adaptation
 from core.advice import advice
 from core.errors import SpecError, TransferError
 from core.events import Count, ModuleCount, SourceEntry, SourceStatus, TargetEntry, TargetStatus, TransferData
+from core.heads import Head
 from core.loading import load_all_or_nothing
 from core.matching import TAKEN, Match, check_effects, entries_of, parameters_of, tied, with_ties
 from core.renaming import COUNTER, Names, elements, listed
 from core.sources import Source, preprocessing_of, read
 from core.spec import PretrainedSpec
 from core.statefiles import dtype_name
-
-if TYPE_CHECKING:
-    from core.models import Head
 
 __all__ = ["TransferPlan", "apply_transfer", "from_scratch", "listed", "plan_transfer", "preprocessing_of", "read"]
 

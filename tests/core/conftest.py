@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from core.errors import SpecError
 from core.events import TransferData
-from core.models import Head
+from core.heads import Head
 from core.places import Places
 from core.spec import JobSpec, PretrainedSpec
 from core.statefiles import Entry, Source

@@ -12,7 +12,7 @@ from torchvision.models import VisionTransformer
 
 from core.adapters import repeat_channels, resize_patches, resize_positions
 from core.events import TargetEntry, TransferData
-from core.models import Head
+from core.heads import Head
 from core.spec import PretrainedSpec
 from core.statefiles import Entry, Source
 from core.weights import plan_transfer

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from core.events import TransferData
-from core.models import Head
+from core.heads import Head
 from core.places import Places
 from core.sources import read
 

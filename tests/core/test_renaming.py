@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from core.events import TransferData
-from core.models import Head
+from core.heads import Head
 
 Graft = Callable[..., TransferData]
 Faults = Callable[..., dict[str, str]]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from core.errors import SpecError, TransferError
 from core.events import TransferData
-from core.models import Head
+from core.heads import Head
 from core.sources import Entry, Source
 from core.spec import PretrainedSpec
 from core.weights import apply_transfer, from_scratch, plan_transfer
