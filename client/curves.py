@@ -19,7 +19,11 @@ Points = Sequence[Sequence[float]]
 
 def curves_view(plan: Json) -> list[Text]:
     """A picture of each curve that is not flat, lr first, then momentum; those that differ in height alone are one."""
-    schedules = {row["name"]: row["schedule"] for row in plan["groups"]["groups"] if not row["frozen"]}
+    schedules = {
+        row["name"]: row["schedule"]
+        for row in plan["groups"]["groups"]
+        if not row["frozen"] or row.get("until_epoch") is not None
+    }
     alike: dict[tuple[object, ...], list[tuple[str, Points]]] = {}
     for kind in ("lr", "momentum"):
         for group, points in plan[kind].items():

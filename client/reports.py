@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -25,15 +25,18 @@ def groups_view(groups: Json) -> RenderableType:
     rows = groups["groups"] if len(groups["groups"]) <= _SHOWN_ROWS else _together(groups["groups"])
     depths = _depths(groups["parameters"])
     names = [name for name in ("lr", "momentum", "betas", "weight_decay") if any(name in row["hyperparameters"] for row in rows)]
+    alike = {name: {_value(_held(row).get(name)) for row in groups["groups"]} for name in names if name != "lr"}
+    shared = {name: values.pop() for name, values in alike.items() if len(values) == 1}
+    shown = [name for name in names if name not in shared]
     every = [name for row in rows for name in row["parameters"]]
-    table = plain_table(title=f"{groups['optimizer']}, parameter groups")
+    table = plain_table(title=_title(groups, shared))
     table.add_column("group", no_wrap=True)
-    for name in ("depth", "tensors", "elements", *names):
+    for name in ("depth", "tensors", "elements", *shown):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("parameters", overflow="ellipsis", no_wrap=True, max_width=_PARAMETERS_WIDTH)
+    table.add_column("parameters", overflow="ellipsis", max_width=_PARAMETERS_WIDTH)  # the one that gives way where it is narrow
     for row in rows[:_SHOWN_ROWS]:
         held = _held(row)
-        values = [_frozen(row) if row["frozen"] and name == "lr" else _value(held.get(name)) for name in names]
+        values = [_frozen(row) if row["frozen"] and name == "lr" else _value(held.get(name)) for name in shown]
         deep = _span([depths[name] for name in row["parameters"]])
         style = "dim" if row["frozen"] else None
         table.add_row(
@@ -48,8 +51,14 @@ def groups_view(groups: Json) -> RenderableType:
     if len(rows) > _SHOWN_ROWS:
         table.add_row(f"and {len(rows) - _SHOWN_ROWS} more", style="dim")
     if groups["executed_groups"] < len(groups["groups"]):
-        table.caption = f"run as {groups['executed_groups']}: equal ones are one, frozen ones none"
+        table.caption = f"the optimizer runs them as {groups['executed_groups']}: those with equal values are one"
     return Group(table, *(Text(adjustment_text(one), style="cyan") for one in groups.get("pending", ())))
+
+
+def _title(groups: Json, shared: Mapping[str, str]) -> str:
+    """The optimizer, and the values that all groups share: a column of each would only make the table wider."""
+    values = ", ".join(f"{name} {value}" for name, value in shared.items())
+    return f"{groups['optimizer']}, parameter groups" + (f"; in all: {values}" if values else "")
 
 
 def _together(rows: Sequence[Json]) -> list[Json]:

@@ -38,7 +38,11 @@ def read_spec(name: str) -> dict[str, Any]:
 
 def _parse(text: str) -> Any:
     if text.lstrip().startswith("{"):
-        return json.loads(text, object_pairs_hook=_unique)
+        try:
+            return json.loads(text, object_pairs_hook=_unique)
+        except ValueError:
+            if not re.match(r"\s*\{\s*\w+\s*:", text):  # YAML in one line: {dataset: {source: sklearn:digits}}
+                raise
     return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
 
 

@@ -154,12 +154,14 @@ def check_keywords(
     *,
     refused: Mapping[str, str] = {},
     more: Collection[str] = (),
+    ours: Collection[str] = (),
     open_ended: bool = False,
 ) -> list[Fault]:
     """The faults of `keywords` as keywords of `target`, by its signature and its annotations.
 
-    `refused` are keywords that are ours to set, with the reason; `more` are known beside the signature; `open_ended` lets
-    unknown ones through where the signature has `**kwargs`.
+    `refused` are keywords that are ours to set, with the reason; `more` are known beside the signature; `ours` are the keys
+    of the spec that stand beside them, and may have been meant; `open_ended` lets unknown ones through where the signature
+    has `**kwargs`.
     """
     parameters = inspect.signature(target).parameters
     named = [key for key, one in parameters.items() if one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)]
@@ -175,7 +177,7 @@ def check_keywords(
             faults += [Fault(here, message) for message in [_misfit(hints.get(key), value)] if message]
         elif not lets_through:
             name = getattr(target, "__name__", "it")
-            takes = did_you_mean(key, known) if known else f" {name} takes none."
+            takes = did_you_mean(key, [*known, *ours]) or f" {name} takes none."
             faults.append(Fault(here, f"unknown keyword of {name}.{takes}"))
     return faults
 

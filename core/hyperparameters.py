@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from core.catalog import REFUSED_OPTIMIZER_KEYWORDS, check_keywords, optimizer_class
 from core.errors import Fault, pointer_of
-from core.spec import OptimizerSpec
+from core.spec import GroupSpec, OptimizerSpec
 
 _NOT_IN_A_GROUP = {
     **REFUSED_OPTIMIZER_KEYWORDS,
@@ -29,7 +29,9 @@ def check_optimizer(spec: OptimizerSpec) -> list[Fault]:
     torch checks the values of the optimizer but not those of a group: so each group's are tried as an optimizer's.
     """
     target = optimizer_class(spec.name)
-    faults = check_keywords(target, spec.keywords, "/optimizer", refused=REFUSED_OPTIMIZER_KEYWORDS)
+    faults = check_keywords(
+        target, spec.keywords, "/optimizer", refused=REFUSED_OPTIMIZER_KEYWORDS, ours=OptimizerSpec.model_fields
+    )
     faults = faults or _check_values(target, {}, spec.keywords, "/optimizer")
     if faults:
         return faults
@@ -39,7 +41,7 @@ def check_optimizer(spec: OptimizerSpec) -> list[Fault]:
         if content in sound:
             continue
         here = pointer_of("optimizer", "groups", index)
-        found = check_keywords(target, group.keywords, here, refused=_NOT_IN_A_GROUP)
+        found = check_keywords(target, group.keywords, here, refused=_NOT_IN_A_GROUP, ours=GroupSpec.model_fields)
         found = found or _check_values(target, spec.keywords, group.keywords, here)
         faults += found
         if not found:

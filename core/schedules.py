@@ -49,11 +49,13 @@ def check(spec: JobSpec) -> list[Fault]:
     faults: list[Fault] = []
     for pointer, written in _written(spec):
         try:
-            target = _nothing if written.name is None else schedule_class(written.name, pointer)
+            target = constant if written.name is None else schedule_class(written.name, pointer)
         except SpecError as error:
             faults += error.faults
             continue
-        found = check_keywords(target, written.keywords, pointer, refused=REFUSED_SCHEDULE_KEYWORDS)
+        found = check_keywords(
+            target, written.keywords, pointer, refused=REFUSED_SCHEDULE_KEYWORDS, ours=ScheduleSpec.model_fields
+        )
         faults += found or [*_check_values(written, pointer), *_check_own(target, written, pointer)]
     return faults
 
@@ -122,8 +124,8 @@ def notes(groups: Iterable[Group], total: int) -> Iterator[str]:
     yield from said
 
 
-def _nothing() -> None:
-    """What a schedule without a name takes."""
+def constant() -> None:
+    """A schedule without a name: it takes no keywords of its own."""
 
 
 def _pointers(spec: OptimizerSpec) -> list[tuple[str, ScheduleSpec | None]]:

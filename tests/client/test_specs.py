@@ -23,6 +23,8 @@ def test_json_and_yaml_give_the_same_spec(write):
     yaml = "dataset: {source: sklearn:digits}\nmodel:\n  name: torchvision:resnet18\noptimizer:\n  lr: 1e-3\n"
     assert read_spec(write(json.dumps(spec), "spec.json")) == spec
     assert read_spec(write(yaml)) == spec
+    flow = "{dataset: {source: sklearn:digits}, model: {name: torchvision:resnet18}, optimizer: {lr: 1e-3}}"
+    assert read_spec(write(flow)) == spec
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,9 @@ def test_groups_show_the_values_that_they_train_with_and_which_are_frozen():
          "of": "stem", "tensors": 1, "elements": 9408, "parameters": ["conv1.weight"]},
     ]  # fmt: skip
     text = shown(groups_view(table(rows, {"fc.weight": 9, "fc.bias": 9, "conv1.weight": 0})))
-    assert "head 9 2 5,130 0.001 0.9, 0.999 fc.*" in text
-    assert "stem 0 1 9,408 frozen 0.9, 0.999 conv1.weight" in text
+    assert "Adam, parameter groups; in all: betas 0.9, 0.999" in text
+    assert "head 9 2 5,130 0.001 fc.*" in text
+    assert "stem 0 1 9,408 frozen conv1.weight" in text
     for_a_time = [{**row, "until_epoch": 2, "present": {"lr": 5e-4}} for row in rows]
     text = shown(groups_view(table(for_a_time, {"fc.weight": 9, "fc.bias": 9, "conv1.weight": 0})))
     assert "head 9 2 5,130 0.0005" in text

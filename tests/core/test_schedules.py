@@ -172,6 +172,7 @@ def test_momentum_is_in_the_plan_where_it_is_scheduled(planned: Callable[..., Pl
         ({"name": "ReduceLROnPlateau", "per": "step"}, "/per", "goes by the validation"),
         ({"name": "ReduceLROnPlateau", "metric": "top1", "mode": "min"}, "/mode", "of top1 the best is the max"),
         ({"name": "StepLR", "step_size": 1, "metric": "loss"}, "/metric", "ReduceLROnPlateau alone reads it"),
+        ({"warmup_step": 3}, "/warmup_step", "unknown keyword of constant. Did you mean 'warmup_steps'?"),
         ({"name": "CosineAnnealingLR", "warmup_steps": 28}, "/warmup_steps", "takes 28 steps, but the job has 28"),
         ({"warmup_epochs": 4}, "/warmup_epochs", "takes 28 steps, but the job has 28"),
         ({"T_max": 3}, "/T_max", "unknown keyword"),
