@@ -1,13 +1,16 @@
 """How soon the service answers while it trains: the figures that its tests do not judge, because they are the machine's too.
 
-One real job trains; from outside, over HTTP: how long `GET /jobs/{id}` takes, how old an event is when a follower has it, and
-how long a cancel takes to its `end`. Run it: `python benchmarks/latency.py`.
+One real job trains; from outside, over HTTP: how long `GET /jobs/{id}` takes, how old an event is when a follower has it, how
+long a cancel takes to its `end`, and how soon an open stream ends when its api is told to stop. Run it:
+`python benchmarks/latency.py`.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -16,6 +19,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import httpx
 from loop import machine
 from rich.console import Console
 from rich.table import Table
@@ -29,7 +33,12 @@ SPEC: Json = {
     "model": {"name": "torchvision:squeezenet1_1"},
     "training": {"epochs": 1000},
 }
-TARGETS = {"GET /jobs/{id}, while it trains": 0.05, "an event's age at a follower": 0.15, "cancel to the end": 2.0}
+TARGETS = {
+    "GET /jobs/{id}, while it trains": 0.05,
+    "an event's age at a follower": 0.15,
+    "cancel to the end": 2.0,
+    "SIGTERM to the end of an open stream": 1.0,
+}
 
 
 def main() -> int:
@@ -37,11 +46,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=20, help="for how long a job is watched")
     parser.add_argument("--cancels", type=int, default=10)
+    parser.add_argument("--stops", type=int, default=5)
     asked = parser.parse_args()
     console = Console(highlight=False)
     for line in machine():
         console.print(line, style="dim")
-    found = measure(asked.seconds, asked.cancels)
+    found = measure(asked.seconds, asked.cancels, asked.stops)
     table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim")
     for name in ("", "median", "95 %", "worst", "target"):
         table.add_column(name, justify="right" if name else "left")
@@ -55,7 +65,7 @@ def main() -> int:
     return 1 if missed else 0
 
 
-def measure(seconds: float, cancels: int) -> dict[str, Sequence[float]]:
+def measure(seconds: float, cancels: int, stops: int) -> dict[str, Sequence[float]]:
     """Seconds, by what they are of."""
     with (
         tempfile.TemporaryDirectory() as directory,
@@ -69,6 +79,7 @@ def measure(seconds: float, cancels: int) -> dict[str, Sequence[float]]:
             "GET /jobs/{id}, while it trains": answers,
             "an event's age at a follower": ages,
             "cancel to the end": [cancel(client) for _ in range(cancels)],
+            "SIGTERM to the end of an open stream": stop(client, directory, stops),
         }
 
 
@@ -113,6 +124,36 @@ def cancel(client: Client) -> float:
     for _ in events:  # to its end
         pass
     return time.perf_counter() - begun
+
+
+def stop(client: Client, directory: str, times: int) -> list[float]:
+    """Seconds from SIGTERM to the end of a stream that follows a job that trains: each time of one more api on its directory."""
+    job_id = client.submit(SPEC)["id"]
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("GRAFT_")}
+    found = []
+    for _ in range(times):
+        with subprocess.Popen(
+            [sys.executable, "-P", "-m", "api", "--with-parent", "--port", "0"],
+            env={**inherited, "GRAFT_DATA_DIR": directory},
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as api:
+            try:
+                assert api.stdout is not None  # noqa: S101 (for the type checker)
+                url = api.stdout.readline().split()[-1]
+                headers = {"Accept": "application/x-ndjson"}
+                with httpx.stream("GET", f"{url}/jobs/{job_id}/events?follow=true", headers=headers, timeout=60) as answer:
+                    lines = answer.iter_lines()
+                    next(line for line in lines if '"iterations"' in line)
+                    begun = time.perf_counter()
+                    api.terminate()
+                    for _line in lines:  # to its end; one that is cut off raises
+                        pass
+                    found.append(time.perf_counter() - begun)
+            finally:
+                api.terminate()
+    client.cancel(job_id)
+    return found
 
 
 if __name__ == "__main__":

@@ -289,10 +289,6 @@ class EndData(Data):
     last_seq: int = Field(description="The `seq` of this very event.")
 
 
-AnyData = (
-    StateData | TransferData | GroupsData | IterationsData | EpochData | AdjustedData | CheckpointData | LogData | RewoundData
-    | EndData
-)  # fmt: skip
 KINDS: dict[str, type[Data]] = {
     data.kind: data
     for data in (

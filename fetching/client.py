@@ -51,7 +51,7 @@ class Client:
     @contextlib.contextmanager
     def get(self, url: str, **headers: str) -> Iterator[httpx.Response]:
         """The answer, its body not yet read. Raises RefusedError, httpx.HTTPError, httpx.InvalidURL."""
-        with self._http.stream("GET", url, headers={**_token(url), **headers}) as response:
+        with self._http.stream("GET", url, headers={**_authorization(url, self.policy.token), **headers}) as response:
             yield response
 
     def hang_up(self) -> None:
@@ -64,9 +64,8 @@ def hub() -> str:
     return os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
 
 
-def _token(url: str) -> dict[str, str]:
-    """`HF_TOKEN` for the hub itself, and for nobody else: httpx takes it off when it is redirected to another host."""
-    token = os.environ.get("HF_TOKEN")
+def _authorization(url: str, token: str | None) -> dict[str, str]:
+    """The token for the hub itself, and for nobody else: httpx takes it off when it is redirected to another host."""
     here, there = urlsplit(url), urlsplit(hub())
     own = (here.scheme, here.netloc) == (there.scheme, there.netloc)
     return {"Authorization": f"Bearer {token}"} if token and own else {}

@@ -113,6 +113,6 @@ def _why(name: HubName, answer: httpx.Response) -> str:
     if answer.status_code in {401, 403, 404}:
         return (
             f"the hub shows no repository {name.repository}{f' ({said})' if said else ''}; "
-            "a private or gated one needs the operator's HF_TOKEN in the environment of the api and the workers"
+            "a private or gated one needs the operator's token (GRAFT_HF_TOKEN, for the api and the workers)"
         )
     return f"the hub answered {answer.status_code} for {name.repository}{f' ({said})' if said else ''}"

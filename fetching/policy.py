@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import httpx
 
@@ -36,6 +36,8 @@ class Policy:
     hosts: tuple[str, ...]
     private: bool
     max_bytes: int
+    token: str | None = field(default=None, repr=False)
+    """Opens private repositories of the Hugging Face hub; sent to the hub alone."""
     resolve: Callable[[str, int], list[str]] = addresses_of
 
     def check(self, url: httpx.URL) -> None:

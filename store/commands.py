@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from store.changes import change, close_commands
-from store.clock import moment, now
+from store.clock import now
 from store.errors import Conflict
-from store.fence import Lease, hold
+from store.fence import Lease
 from store.jobs import locked
 from store.states import FINAL
 from store.tables import Command, Job
@@ -24,12 +24,11 @@ CommandKind = Literal["adjust", "cancel", "pause"]
 
 @dataclass(frozen=True)
 class Pending:
-    """A command not yet obeyed, and the lease of the one who is to obey it."""
+    """A command not yet obeyed."""
 
     id: int
     kind: CommandKind
     by: str
-    lease: Lease
     payload: dict[str, Any] | None = None
 
 
@@ -96,14 +95,4 @@ def pending(session: Session, lease: Lease) -> list[Pending]:
     """The commands for this job that are not done, oldest first."""
     columns = (Command.id, Command.kind, Command.by, Command.payload)
     statement = select(*columns).where(Command.job_id == lease.job_id, Command.done_at.is_(None)).order_by(Command.id)
-    return [Pending(row[0], cast("CommandKind", row[1]), row[2], lease, row[3]) for row in session.execute(statement)]
-
-
-def done(session: Session, command: Pending) -> None:
-    """Mark a command as obeyed. Raises LeaseLost; does nothing where the end of the job has marked it."""
-    marked = session.execute(select(Command.done_at).where(Command.id == command.id)).scalar_one_or_none()
-    if marked is not None:
-        return
-    hold(session, command.lease)
-    statement = update(Command).where(Command.id == command.id, Command.done_at.is_(None)).values(done_at=moment(session))
-    session.execute(statement, execution_options={"synchronize_session": False})
+    return [Pending(row[0], cast("CommandKind", row[1]), row[2], row[3]) for row in session.execute(statement)]

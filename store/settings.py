@@ -58,6 +58,9 @@ class Settings(BaseSettings):
     download_private: bool = Field(
         default=False, description="Whether these hosts may have private addresses: for a mirror in your own network."
     )
+    hf_token: SecretStr | None = Field(
+        default=None, description="Opens private and gated repositories of the Hugging Face hub; best as a file."
+    )
     download_max_bytes: int = Field(default=20 << 30, description="Bytes that a file of weights may have to be downloaded.")
 
     queues: Names = Field(default=["default"], description="Queues that a worker serves, separated by commas.")
@@ -168,6 +171,7 @@ class Settings(BaseSettings):
             "hosts": tuple(self.download_hosts),
             "private": self.download_private,
             "max_bytes": self.download_max_bytes,
+            "token": self.hf_token.get_secret_value() if self.hf_token else None,
         }
 
 

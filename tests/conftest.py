@@ -191,7 +191,14 @@ def sandbox() -> Iterator[Sandbox]:
     Its owner's environment held secrets when it started: no child may have seen them.
     """
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("GRAFT_DATABASE_URL", "GRAFT_BROKER_URL", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "CELERY_BROKER_URL"):
+        for name in (
+            "GRAFT_DATABASE_URL",
+            "GRAFT_BROKER_URL",
+            "AWS_SECRET_ACCESS_KEY",
+            "GRAFT_HF_TOKEN",
+            "HF_TOKEN",
+            "CELERY_BROKER_URL",
+        ):
             patch.setenv(name, "a-secret")
         patch.setenv("HTTPS_PROXY", "http://user:a-secret@proxy")
         made = Sandbox(import_path=[Path(__file__).parent / "targets"])

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+import timm
 import torch
 from safetensors.torch import save, save_file
 from torchvision.models import squeezenet1_1
@@ -154,10 +155,19 @@ def test_a_repository_of_the_hub_is_pinned_to_its_commit(client, allow, elsewher
 def test_timms_weights_are_pinned_by_the_hub_too(client, allow, elsewhere, monkeypatch):
     allow(elsewhere.host)
     monkeypatch.setenv("HF_ENDPOINT", elsewhere.url(""))
-    elsewhere.repository("timm/test_resnet.r160_in1k", {"model.safetensors": WEIGHTS})
-    answer = plan(client, "timm:test_resnet.r160_in1k", min_loaded=0)
-    assert answer.status_code == 422  # nothing of a ResNet fits a SqueezeNet; that is known without the file
-    assert "/pretrained" in answer.json()["errors"][0]["pointer"]
+    weights = save(timm.create_model("test_resnet").state_dict())
+    elsewhere.repository("timm/test_resnet.r160_in1k", {"model.safetensors": weights}, commit="ab" * 20)
+    spec = {**SMALL, "model": {"name": "timm:test_resnet"}, "pretrained": {"source": "timm:test_resnet.r160_in1k"}}
+    answer = client.post("/plans", json=spec)
+    assert answer.status_code == 200, answer.text
+    found = schemas.Plan.model_validate(answer.json())
+    assert found.transfer is not None
+    assert found.transfer.loaded_share == 1
+    assert found.pinned is not None
+    pinned = (found.pinned.repository, found.pinned.revision, found.pinned.file, found.pinned.sha256)
+    assert pinned == ("timm/test_resnet.r160_in1k", "ab" * 20, "model.safetensors", hashlib.sha256(weights).hexdigest())
+    pointer, _ = refusal(client, "timm:test_resnet.r160_in1k", min_loaded=0)  # nothing of it fits a SqueezeNet
+    assert pointer.startswith("/pretrained")
 
 
 def test_official_weights_are_pinned_to_their_file(client, allow):

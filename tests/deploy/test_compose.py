@@ -23,6 +23,11 @@ def services(compose):
     return compose["services"]
 
 
+def seconds(duration: str) -> int:
+    """Of a duration as Compose writes it: `2m0s`."""
+    return sum(int(number) * {"h": 3600, "m": 60, "s": 1}[unit] for number, unit in re.findall(r"(\d+)([hms])", duration))
+
+
 def test_the_dockerfile_has_nothing_that_hadolint_minds():
     command = [Path(sys.executable).parent / "hadolint", ROOT / "Dockerfile"]
     linted = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -114,6 +119,13 @@ def test_the_gpus_are_the_workers_and_the_other_worker_has_none(services):
     assert [services[name]["profiles"] for name in ("worker", "worker-cpu")] == [["gpu"], ["cpu"]]
     names = {services[name]["environment"]["GRAFT_WORKER_NAME"] for name in ("worker", "worker-cpu")}
     assert names == {"the-host-gpu", "the-host-cpu"}
+
+
+@pytest.mark.parametrize("name", ["worker", "worker-cpu"])
+def test_a_worker_has_room_for_images_and_time_for_its_trainers_checkpoints(services, name):
+    worker = services[name]
+    assert int(worker["shm_size"]) >= 8 << 30
+    assert seconds(worker["stop_grace_period"]) > Settings.model_fields["stop_seconds"].default + 10
 
 
 def test_what_is_installed_in_the_image_is_what_is_tested_less_the_tools():

@@ -78,8 +78,19 @@ def test_redis_wants_its_password_keeps_all_and_drops_nothing(stack):
         assert stranger.recv(100).startswith(b"-NOAUTH")
 
 
-def test_postgres_is_healthy_by_its_own_check(stack):
-    assert stack.check("postgres").returncode == 0
+@pytest.mark.parametrize("name", ["postgres", "redis"])
+def test_what_keeps_is_healthy_by_its_own_check(stack, name):
+    assert stack.check(name).returncode == 0
+
+
+def test_redis_is_not_healthy_for_whom_has_another_password(stack):
+    password = stack.folder / "secrets" / "graft_broker_password"
+    right = password.read_text()
+    password.write_text("wrong")
+    try:
+        assert stack.check("redis").returncode != 0
+    finally:
+        password.write_text(right)
 
 
 def test_the_api_refuses_to_start_before_the_migration(stack):

@@ -73,7 +73,7 @@ def test_what_there_is_instead_is_said(elsewhere: Any, client: Client) -> None:
         ("hf:org/two/c.safetensors", "has no file 'c.safetensors'. Did you mean"),
         ("hf:org/none", "has no file of weights at its top"),
         ("hf:org/repo@v9", "has no revision 'v9'"),
-        ("hf:org/missing", "a private or gated one needs the operator's HF_TOKEN"),
+        ("hf:org/missing", "a private or gated one needs the operator's token (GRAFT_HF_TOKEN"),
     ]:
         with pytest.raises(RefusedError) as refused:
             hub.look_up(hub.parse(source), client)

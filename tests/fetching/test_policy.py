@@ -131,8 +131,9 @@ def test_a_token_for_the_hub_is_not_passed_on_by_its_redirects(elsewhere: Any, m
     elsewhere.file("/w.pth", b"weights")
     elsewhere.redirect("/model", f"https://other.localhost:{port}/w.pth")
     monkeypatch.setenv("HF_ENDPOINT", elsewhere.url(""))
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    allowed = policy(elsewhere.host, f"*.localhost:{port}", private=True, resolve=lambda *_: ["127.0.0.1"])
+    reached = {"private": True, "resolve": lambda *_: ["127.0.0.1"]}
+    allowed = policy(elsewhere.host, f"*.localhost:{port}", token="hf_secret", **reached)  # noqa: S106
+    assert "hf_secret" not in repr(allowed)
     with Client(allowed) as client, pytest.raises(httpx.TransportError), client.get(elsewhere.url("/model")):
         pass  # the certificate is not that host's: it was not asked for anything
     with Client(allowed) as client, client.get(elsewhere.url("/w.pth")):

@@ -4,7 +4,7 @@ import orjson
 import pytest
 
 from store import commands, events, jobs, leases
-from store.errors import Conflict, LeaseLost, NotFound
+from store.errors import Conflict, NotFound
 
 
 def test_a_waiting_job_is_cancelled_at_once(database, clock, submit, take):
@@ -27,7 +27,7 @@ def test_a_running_job_is_asked_to_cancel(database, running):
     assert (job.state, job.requested) == ("running", "cancel")
     with database.read() as session:
         (command,) = commands.pending(session, running)
-        assert (command.kind, command.by, command.lease) == ("cancel", "api", running)
+        assert (command.kind, command.by) == ("cancel", "api")
         assert jobs.get(session, running.job_id).requested == "cancel"
 
 
@@ -52,47 +52,28 @@ def test_a_job_that_is_not_there_cannot_be_cancelled(database):
         commands.cancel(session, 404, "api")
 
 
-@pytest.mark.parametrize("order", ["done first", "end first"])
-def test_a_command_is_done_with_the_end_that_obeys_it(database, running, order):
+def test_a_command_is_done_with_the_end_that_obeys_it_and_not_before_that_commits(database, running):
     with database.write() as session:
         commands.cancel(session, running.job_id, "api")
-    with database.write() as session:
-        (command,) = commands.pending(session, running)
-        acts = [lambda: commands.done(session, command), lambda: leases.finish(session, running, "cancelled")]
-        for act in acts if order == "done first" else acts[::-1]:
-            act()
-    with database.read() as session:
+
+    def obey(session):
+        leases.finish(session, running, "cancelled")
         assert commands.pending(session, running) == []
-        assert jobs.get(session, running.job_id).requested is None
-
-
-def test_a_command_whose_event_did_not_commit_is_not_done(database, running):
-    with database.write() as session:
-        commands.cancel(session, running.job_id, "api")
 
     def obey_and_die():
         with database.write() as session:
-            commands.done(session, commands.pending(session, running)[0])
+            obey(session)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         obey_and_die()
     with database.read() as session:
         assert len(commands.pending(session, running)) == 1
-
-
-def test_who_lost_the_lease_marks_no_command(database, clock, running, take):
-    clock.forward(61)
     with database.write() as session:
-        leases.reap(session)
-    lease = take("two").lease
-    with database.write() as session:
-        commands.cancel(session, lease.job_id, "api")
-        stale = commands.pending(session, running)
-    with pytest.raises(LeaseLost), database.write() as session:
-        commands.done(session, stale[0])
+        obey(session)
     with database.read() as session:
-        assert len(commands.pending(session, lease)) == 1
+        assert commands.pending(session, running) == []
+        assert jobs.get(session, running.job_id).requested is None
 
 
 def test_a_job_that_ends_by_itself_leaves_no_command_open(database, running):

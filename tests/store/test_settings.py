@@ -50,6 +50,18 @@ def test_the_brokers_password_is_its_own(secrets):
     assert Settings(broker_url="redis://redis:6379/0").broker == "redis://:b%3Ac@redis:6379/0"
 
 
+def test_the_token_of_the_hub_is_a_file_and_goes_to_what_fetches_alone(secrets, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "of somebody's shell")
+    assert Settings().policy()["token"] is None
+    (secrets / "graft_hf_token").write_text("")
+    assert not Settings().policy()["token"]
+    (secrets / "graft_hf_token").write_text("hf_secret\n")
+    settings = Settings()
+    assert settings.policy()["token"] == "hf_secret"  # noqa: S105
+    assert "hf_secret" not in repr(settings)
+    assert "hf_secret" not in str(settings.places()), "what a training process is told"
+
+
 def test_the_cpu_stands_for_gpus_only_where_there_are_none():
     assert Settings(gpus="cpu,cpu").gpus == "cpu,cpu"
     with pytest.raises(ValueError, match="not beside others; write cpu,cpu"):

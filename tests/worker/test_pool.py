@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +16,6 @@ from store.database import Database
 from store.leases import Capacity, Claim
 from store.tables import Job
 from worker.devices import Devices, Slot
-
-pytestmark = pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
 
 
 @dataclass
@@ -55,6 +53,14 @@ class Host:
     def _claim(self, capacity: Capacity) -> Claim | None:
         with self.database.write() as session:
             return leases.claim(session, owner="host", queues=["default"], capacity=capacity, seconds=60)
+
+
+@pytest.fixture
+def database(stack: Any) -> Iterator[Database]:
+    """That of each stack."""
+    made = Database(stack.database_url)
+    yield made
+    made.dispose()
 
 
 @pytest.fixture

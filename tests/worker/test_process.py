@@ -20,6 +20,7 @@ import pytest
 from store import commands, events, jobs, workers
 from store.database import Database
 from store.hints import Hints
+from store.losses import Losses
 from store.settings import Settings
 
 pytestmark = pytest.mark.slow
@@ -64,6 +65,13 @@ class Host:
     def count(self, job: int, kind: str) -> int:
         with self.database.read() as session:
             return len(events.read(session, job, limit=10_000, kinds=[kind]))
+
+    def losses(self, job: int) -> dict[int, float]:
+        """By step, as the log tells of them in the end."""
+        with self.database.read() as session:
+            log = events.read(session, job, limit=10_000, kinds=["iterations", "rewound"])
+        folded = Losses.of((event.kind, event.data) for event in log)
+        return dict(zip(folded.steps.tolist(), folded.values.tolist(), strict=True))
 
     def wait(self, condition: Callable[[], bool], seconds: float) -> float:
         """Seconds until it held."""
@@ -169,7 +177,10 @@ def test_cancel_of_a_running_job_takes_effect_within_two_seconds(host: Host, spe
 def test_a_worker_that_was_killed_leaves_nothing_and_the_next_one_goes_on_at_once(
     host: Host, spec_of: Callable[..., dict[str, Any]]
 ) -> None:
-    job = host.submit(spec_of("Slow", training={"epochs": 4}))
+    spec = spec_of("Slow", training={"epochs": 4})
+    undisturbed = host.submit(spec)
+    host.wait(lambda: host.state(undisturbed) == "succeeded", 60)
+    job = host.submit(spec)
     host.wait(lambda: host.count(job, "checkpoint") > 0, 20)
     pids = below(host.worker)
     assert len(pids) >= 3  # itself, its forkserver, the trainer
@@ -180,6 +191,9 @@ def test_a_worker_that_was_killed_leaves_nothing_and_the_next_one_goes_on_at_onc
     host.start()
     host.wait(lambda: host.state(job) == "succeeded", 30)
     assert host.count(job, "rewound") == 1
+    losses = host.losses(job)
+    assert list(losses) == list(range(len(losses))), "each step once"
+    assert losses == host.losses(undisturbed), "bit for bit"
 
 
 def test_a_worker_stops_with_its_parent_and_gives_its_job_back_uncounted(
