@@ -27,7 +27,8 @@ POINTER = "/pretrained/source"
 CONTAINER = "/pretrained/container"
 SUFFIXES = (".safetensors", ".pt", ".pth")
 _CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights")
-_AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
+_AVERAGES = {"ema", "swa", "avg", "average", "averaged", "teacher"}
+"""Words that say that weights are an average of others; a teacher mostly is that of its student."""
 _DEPTH = 3
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -60,6 +61,12 @@ class Source:
     """What was opened to get at the state dict."""
     versions: Mapping[str, Mapping[str, Any]] | None = None
     """The state dict's `_metadata`: by module, the version that its tensors were saved by. Safetensors have none."""
+
+
+def is_average(name: str) -> bool:
+    """Whether a word of the name says that what it names is an average: `params_ema`, `swaModel`, but not `schema`."""
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)
+    return any(word.lower() in _AVERAGES for word in words)
 
 
 def misfit(here: Entry, there: Entry) -> str | None:
@@ -155,19 +162,19 @@ def _opened(found: object, shown: str, container: str | None) -> tuple[str, Mapp
         return container, _chosen(found, shown, container)
     state = _tensors(found)
     candidates = dict(_named(found, ""))
-    if not candidates and not state:
+    if not state and all(map(is_average, candidates)):
         candidates = dict(_anywhere(found, ""))
-    plain = {name: inside for name, inside in candidates.items() if not set(name.split(".")) & set(_AVERAGES)}
     names = ", ".join(candidates)
     if len(candidates) > 1:
         raise SpecError.at(
             POINTER,
             f"'{shown}' holds more than one state dict ({names}); say which by 'container', as \"{next(iter(candidates))}\"",
         )
-    if candidates and not plain:
+    if any(map(is_average, candidates)):
         raise SpecError.at(
             POINTER,
-            f'\'{shown}\' holds averaged weights alone ({names}), which are taken only if asked for: "container": "{names}"',
+            f"'{shown}' holds weights alone that by their name are an average ({names}), which are taken only if asked for: "
+            f'"container": "{names}"',
         )
     if candidates:
         return next(iter(candidates.items()))
@@ -189,8 +196,9 @@ def _chosen(found: Mapping[Any, Any], shown: str, container: str) -> Mapping[str
 
 
 def _named(found: Mapping[Any, Any], path: str) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-    """The state dicts in containers of the usual names, one within another too: `model.state_dict`."""
-    for key in (*_CONTAINERS, *_AVERAGES):
+    """The state dicts in containers of the usual names, or of averages, one within another too: `model.state_dict`."""
+    averages = [key for key in found if isinstance(key, str) and key not in _CONTAINERS and is_average(key)]
+    for key in (*_CONTAINERS, *averages):
         inside = found.get(key)
         if isinstance(inside, Mapping):
             state = _tensors(inside)

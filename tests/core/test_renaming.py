@@ -137,6 +137,21 @@ def test_two_copies_of_the_model_in_one_source_are_not_chosen_between(graft: Gra
     assert graft(net(), two, HEAD, select="encoder_k").loaded_share == 1
 
 
+@pytest.mark.parametrize("prefix", ["ema.", "model_ema.", "run.teacher.net.", "swa_model."])
+def test_an_average_is_not_taken_because_it_would_fit(prefix: str, graft: Graft, faults_of: Faults) -> None:
+    message = faults_of(net(), state(prefix), HEAD)["/pretrained/source"]
+    assert f"lies below '{prefix}', by its name an average, which is taken only if asked for" in message
+    assert "by its name an average" in faults_of(net(), state(prefix), HEAD, suffix_match=True)["/pretrained/suffix_match"]
+    rule = json.loads(message.partition("add to 'rename' ")[2])
+    assert graft(net(), state(prefix), HEAD, rename=[rule]).loaded_share == 1
+    assert graft(net(), state(prefix), HEAD, select=prefix.removesuffix(".")).loaded_share == 1
+
+
+def test_the_larger_average_does_not_win_over_the_model(faults_of: Faults) -> None:
+    part = {key: value for key, value in state("model.").items() if "norm" not in key}
+    assert "'model_ema.'" in faults_of(net(), part | state("model_ema."), HEAD)["/pretrained/source"]
+
+
 def test_two_places_for_the_source_in_one_model_are_not_chosen_between(graft: Graft, faults_of: Faults) -> None:
     towers = nn.Sequential(OrderedDict(left=net(), right=net()))
     message = faults_of(towers, state())["/pretrained/source"]
