@@ -131,6 +131,13 @@ def load_pickle(path: Path, shown: str) -> Mapping[str, Tensor]:
     return _opened(_load(path, shown), shown, None)[1]
 
 
+def load_tensors(path: Path, shown: str) -> Mapping[str, Tensor]:
+    """The tensors in a safetensors file, or the one state dict in a pickle. Raises SpecError at /pretrained/source."""
+    if path.suffix == ".safetensors":
+        return read_safetensors(shown, path, shown, None).tensors()
+    return load_pickle(path, shown)
+
+
 def _load(path: Path, shown: str) -> object:
     zipped = zipfile.is_zipfile(path)
     try:
