@@ -73,7 +73,7 @@ class _Work:
 def rename(entries: Mapping[str, Entry], spec: PretrainedSpec, targets: Mapping[str, Entry]) -> Names:
     """What the names of `entries`, the source's, become; `targets` are the model's.
 
-    Raises SpecError at each rule that cannot be read or that matches nothing, where two keys come to one name, and where
+    Raises SpecError at each rule that cannot be read or that has no effect, where two keys come to one name, and where
     two prefixes, or two ends, fit equally well.
     """
     work = _Work({key: key for key in entries})
@@ -145,6 +145,8 @@ def _substitute(work: _Work, pattern: str, replacement: str, index: int) -> None
         return
     if not any(count for _, count in results.values()):
         work.faults.append(Fault(pointer, f"'{pattern}' matches no source key, which are here {listed(work.left.values())}"))
+    elif all(name == work.names[key] for key, (name, _) in results.items()):
+        work.faults.append(Fault(pointer, f"'{pattern}' changes no name that it matches: it has no effect; leave it out"))
     work.step("rename", f"{pattern} -> {replacement}", {key: name for key, (name, _) in results.items()})
 
 
@@ -153,6 +155,11 @@ def _drop(work: _Work, glob: str, index: int) -> None:
     if not hits:
         pointer = pointer_of("pretrained", "drop", index)
         work.faults.append(Fault(pointer, f"'{glob}' matches no renamed key; there are {listed(work.left.values())}"))
+        return
+    if all(key in work.dropped for key in hits):
+        reasons = dict.fromkeys(work.dropped[key] for key in hits)
+        pointer = pointer_of("pretrained", "drop", index)
+        work.faults.append(Fault(pointer, f"all that '{glob}' matches is left out before, {listed(reasons)}: it has no effect"))
         return
     work.drop("drop", glob, hits, f"by the glob '{glob}'")
 

@@ -70,17 +70,27 @@ def test_rename_rules_are_applied_in_order_each_a_step_of_the_report(graft: Graf
 def test_each_rule_without_effect_is_named_at_its_own_place(faults_of: Faults) -> None:
     found = faults_of(
         net(), state(), HEAD, select="teacher",
-        rename=[("body", "body"), ("nothing", "x"), ("(", "x"), ("body", r"\7")], drop=["fc.*", "zz*"],
+        rename=[("body", "bodies"), ("nothing", "x"), ("(", "x"), ("bod", r"\7"), ("norm", "norm")],
+        drop=["fc.*", "zz*", "fc.bias"],
     )  # fmt: skip
     assert found.keys() == {
-        "/pretrained/select", "/pretrained/rename/1", "/pretrained/rename/2/0", "/pretrained/rename/3/1", "/pretrained/drop/1",
+        "/pretrained/select", "/pretrained/rename/1", "/pretrained/rename/2/0", "/pretrained/rename/3/1", "/pretrained/rename/4",
+        "/pretrained/drop/1", "/pretrained/drop/2",
     }  # fmt: skip
     assert "matches no source key" in found["/pretrained/rename/1"]
+    assert "'norm' changes no name" in found["/pretrained/rename/4"]
+    assert "left out before, by the glob 'fc.*': it has no effect" in found["/pretrained/drop/2"]
     assert found["/pretrained/select"] == "nothing in the source lies below 'teacher.'; there are body, norm, fc"
 
 
 def test_a_glob_for_the_models_own_keys_must_match_too(faults_of: Faults) -> None:
     assert "'stem.*' matches no key of the model" in faults_of(net(), state(), HEAD, exclude=["stem.*"])["/pretrained/exclude/0"]
+
+
+def test_a_glob_that_excludes_nothing_more_has_no_effect(faults_of: Faults) -> None:
+    found = faults_of(net(), state(), HEAD, exclude=["norm.*", "body.*", "norm.bias"])
+    assert found.keys() == {"/pretrained/exclude/2"}
+    assert "all that 'norm.bias' matches is excluded by a glob before" in found["/pretrained/exclude/2"]
 
 
 def test_dropped_tensors_are_not_loaded_and_say_by_which_glob(graft: Graft) -> None:
