@@ -57,7 +57,7 @@ class Match:
             check_kept({key: pair for key, pair in pairs.items() if key not in excluded})
         return cls(
             targets=targets,
-            parameters=parameters_of(model),
+            parameters=parameter_names(model),
             places=places_of(model, targets),
             source=source,
             names=names,
@@ -201,7 +201,7 @@ def check_effects(spec: PretrainedSpec, entries: Iterable[TargetEntry]) -> None:
         )
 
 
-def parameters_of(model: nn.Module) -> frozenset[str]:
+def parameter_names(model: nn.Module) -> frozenset[str]:
     """The names of the parameters, each name of a tied one."""
     return frozenset(name for name, _ in model.named_parameters(remove_duplicate=False))
 

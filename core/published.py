@@ -67,7 +67,7 @@ def _torchvision(name: str) -> Published:
     return Published(
         "torchvision",
         _at(weights.url),
-        Preprocessing(int(side), _triple(preset.mean), _triple(preset.std)),
+        Preprocessing.of(side, preset.mean, preset.std),
         build,
         partial(_load_torchvision, build, model_name),
         tuple(weights.meta["categories"]),
@@ -120,7 +120,7 @@ def _timm(name: str) -> Published:
     return Published(
         "timm",
         pinned,
-        Preprocessing(int(config.input_size[-1]), _triple(config.mean), _triple(config.std)),
+        Preprocessing.of(config.input_size[-1], config.mean, config.std),
         partial(timm.create_model, name, pretrained=False),
         partial(_load_timm, timm, name),
     )
@@ -145,9 +145,3 @@ def _at(url: str) -> PinnedWeights:
     name = url.rpartition("/")[2]
     said = re.search(r"-([0-9a-f]{8,64})\.", name)
     return PinnedWeights(file=name, sha256_begins=said[1] if said else "", url=url, local_name=name)
-
-
-def _triple(values: Any) -> tuple[float, float, float]:
-    """Of grey images there is one value, for all three channels."""
-    red, green, blue = (float(value) for value in (values * 3 if len(values) == 1 else values))
-    return red, green, blue

@@ -22,20 +22,15 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from core.errors import SpecError, did_you_mean
 from core.events import TransferStep
 from core.hashes import sha256_of
+from core.places import READ
+from core.tensorfile import DTYPES
 
 POINTER = "/pretrained/source"
 CONTAINER = "/pretrained/container"
-SUFFIXES = (".safetensors", ".pt", ".pth")
 _CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights")
 _AVERAGES = {"ema", "swa", "avg", "average", "averaged", "teacher"}
 """Words that say that weights are an average of others; a teacher mostly is that of its student."""
 _DEPTH = 3
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
-    "I16": torch.int16, "I8": torch.int8, "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
-    "BOOL": torch.bool, "C64": torch.complex64,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -93,8 +88,8 @@ def read_file(source: str, path: Path, shown: str, shapes_only: bool, container:
 
     Raises SpecError at /pretrained/source, or at /pretrained/container.
     """
-    if path.suffix not in SUFFIXES or not path.is_file():
-        raise SpecError.at(POINTER, f"'{shown}' is no file of weights; those end in {', '.join(SUFFIXES)}")
+    if path.suffix not in READ or not path.is_file():
+        raise SpecError.at(POINTER, f"'{shown}' is no file of weights; those end in {', '.join(READ)}")
     sha256 = None if shapes_only else sha256_of(path)
     if path.suffix == ".safetensors":
         if container is not None:
@@ -112,7 +107,7 @@ def read_safetensors(source: str, path: Path, shown: str, sha256: str | None, cl
     try:
         with safe_open(path, framework="pt") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  (it is no dict)
-            entries = {key: Entry(tuple(one.get_shape()), _DTYPES.get(one.get_dtype())) for key, one in slices.items()}
+            entries = {key: Entry(tuple(one.get_shape()), DTYPES.get(one.get_dtype())) for key, one in slices.items()}
     except (OSError, SafetensorError) as error:
         raise SpecError.at(POINTER, f"'{shown}' cannot be read as safetensors: {error}") from None
 

@@ -1,4 +1,4 @@
-"""timm's models by name, and what their constructors take. timm is an extra: only this module imports it, when it is asked for.
+"""timm's models by name, and what their constructors take. timm is an extra: only `library` imports it, when it is asked for.
 
 Names are those of its registry, with a tag of their weights or without (`resnet50`, `resnet50.a1_in1k`); where `create_model`
 would fetch from a hub or read a folder (`hf-hub:…`, `local-dir:…`), it is not reached.
