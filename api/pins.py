@@ -20,7 +20,7 @@ from api.dependencies import INT64, Service
 from api.problems import ProblemError
 from core import hashes
 from core.errors import Fault, SpecError
-from core.places import PinnedWeights, Places
+from core.places import FETCHED, PinnedWeights, Places
 from core.spec import JobSpec, PretrainedSpec
 from fetching import header, hub
 from fetching.client import Client
@@ -161,8 +161,8 @@ def _url(service: Service, asked: PretrainedSpec) -> PinnedWeights:
     except httpx.InvalidURL as error:
         raise RefusedError(str(error)) from None
     name = url.path.rpartition("/")[2]
-    if not url.host or not name.endswith(hub.ENDINGS):
-        raise RefusedError(f"this names no file of weights; those end in {', '.join(hub.ENDINGS)}")
+    if not url.host or not name.endswith(FETCHED):
+        raise RefusedError(f"this names no file of weights; those end in {', '.join(FETCHED)}")
     if asked.sha256 is None:
         refuse(SHA256, "a file from a URL needs its SHA-256 (sha256sum FILE): it is what makes sure that nobody changed it")
     pinned = PinnedWeights(file=name, sha256=asked.sha256, url=asked.source)

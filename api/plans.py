@@ -99,7 +99,8 @@ async def plan(service: Service, body: Mapping[str, Any]) -> Planned:
         official = PinnedWeights.model_validate(found["pinned"])
         pinned = await run_in_threadpool(pins.complete, service, spec, official)
     stored = {} if spec.pretrained is None or pinned is None else {spec.pretrained.source: _stored(pinned)}
-    return Planned(spec=found["spec"], plan={**found, "pinned": pins.view(stored)}, pinned=stored)
+    transfer = _hashed(found["transfer"], pinned)
+    return Planned(spec=found["spec"], plan={**found, "transfer": transfer, "pinned": pins.view(stored)}, pinned=stored)
 
 
 @asynccontextmanager
@@ -111,6 +112,12 @@ async def _readable(service: Service, pinned: PinnedWeights | None) -> AsyncIter
         yield known
     finally:
         await run_in_threadpool(manager.__exit__, None, None, None)
+
+
+def _hashed(transfer: dict[str, Any] | None, pinned: PinnedWeights | None) -> dict[str, Any] | None:
+    """The transfer report with the hash of the pin, which the trainer will find: a plan itself hashes nothing."""
+    known = None if pinned is None else pinned.sha256
+    return transfer if transfer is None or known is None else {**transfer, "sha256": known}
 
 
 def _stored(pinned: PinnedWeights) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Images travel and are held as uint8, at the model's size and with their own numb
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +30,11 @@ class Preprocessing:
     size: int
     mean: Triple
     std: Triple
+
+    @classmethod
+    def of(cls, size: int, mean: Sequence[float], std: Sequence[float]) -> Preprocessing:
+        """As libraries and files say it: of grey images one value, which is for all three channels."""
+        return cls(int(size), _triple(mean), _triple(std))
 
 
 class Loader:
@@ -159,3 +164,8 @@ class Normalise:
     def __call__(self, pixels: Tensor) -> Tensor:
         """A new tensor."""
         return torch.addcmul(self._shift, pixels.to(torch.float32), self._scale)
+
+
+def _triple(values: Sequence[float]) -> Triple:
+    red, green, blue = (float(value) for value in ([*values] * 3 if len(values) == 1 else values))
+    return red, green, blue

@@ -10,7 +10,6 @@ A checkpoint is written beside its place, synced, and renamed into it. `load` ve
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from core import randomness
-from core.errors import DiskFullError
+from core.errors import DiskFullError, is_no_room
 from core.events import Figure
 from core.groups import load_optimizer_state, optimizer_state
 from core.progress import Progress, Tally
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 _PARTIAL = ".partial"
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
 
 Generators = tuple[dict[str, Tensor], dict[str, Any]]
 """The random generators of a process, as `core.randomness.capture` gives them."""
@@ -202,7 +199,7 @@ def _partial(place: Path) -> Iterator[Path]:
         folder.mkdir(parents=True)
         yield folder
     except OSError as error:
-        if error.errno in _NO_ROOM:
+        if is_no_room(error):
             raise DiskFullError(f"no room for the checkpoint of step {place.name}: {error.strerror}") from error
         raise
     finally:

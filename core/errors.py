@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -68,6 +69,11 @@ class DiskFullError(TrainingError):
 
     kind = "disk_full"
     hint = "Free space below the data directory, or keep fewer checkpoints, then submit the job again."
+
+
+def is_no_room(error: BaseException) -> bool:
+    """Whether the system says that a file has no room: the disk is full, or a quota, or the file is as large as it may be."""
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def did_you_mean(name: str, known: Iterable[str], shown: int = 8) -> str:

@@ -50,12 +50,14 @@ class Match:
             if key in head.keys
         }
         excluded = _excluded(targets, spec, tied(model))
-        theirs = tuple(spec.classes) if spec.classes else source.classes
+        theirs = _classes_of(source, spec)
+        if spec.head == "reset" and not head.keys:
+            raise SpecError.at("/pretrained/head", f"'reset' has no effect: {NO_HEAD}")
         if spec.head == "keep":
             check_kept({key: pair for key, pair in pairs.items() if key not in excluded})
         return cls(
             targets=targets,
-            parameters=parameters_of(model),
+            parameters=parameter_names(model),
             places=places_of(model, targets),
             source=source,
             names=names,
@@ -152,6 +154,19 @@ class Match:
         return SourceEntry(key=key, status=status, shape=shape, renamed=name if name != key else None, reason=reason)
 
 
+def _classes_of(source: Source, spec: PretrainedSpec) -> tuple[str, ...] | None:
+    """The classes that the source's head tells apart, where it is known. Raises SpecError where the source says so itself."""
+    if spec.classes is None:
+        return source.classes
+    if source.classes is not None:
+        raise SpecError.at(
+            "/pretrained/classes",
+            f"'{source.name}' says its own classes ({listed(source.classes)}); leave them out, "
+            "and where the dataset calls one otherwise, say so by head 'rows' and 'class_map'",
+        )
+    return tuple(spec.classes)
+
+
 def _excluded(targets: Mapping[str, Entry], spec: PretrainedSpec, ties: Iterable[Iterable[str]]) -> dict[str, str]:
     """The model's keys that `exclude` takes out, and with each the other names of its tensor."""
     excluded: dict[str, str] = {}
@@ -161,6 +176,11 @@ def _excluded(targets: Mapping[str, Entry], spec: PretrainedSpec, ties: Iterable
         if not hits:
             pointer = pointer_of("pretrained", "exclude", index)
             faults.append(Fault(pointer, f"'{glob}' matches no key of the model; there are {listed(targets)}"))
+        elif all(key in excluded for key in hits):
+            pointer = pointer_of("pretrained", "exclude", index)
+            faults.append(
+                Fault(pointer, f"all that '{glob}' matches is excluded by a glob before: it has no effect; leave it out")
+            )
         for key in hits:
             excluded.setdefault(key, f"excluded by the glob '{glob}'")
     if faults:
@@ -181,7 +201,7 @@ def check_effects(spec: PretrainedSpec, entries: Iterable[TargetEntry]) -> None:
         )
 
 
-def parameters_of(model: nn.Module) -> frozenset[str]:
+def parameter_names(model: nn.Module) -> frozenset[str]:
     """The names of the parameters, each name of a tied one."""
     return frozenset(name for name, _ in model.named_parameters(remove_duplicate=False))
 

@@ -10,8 +10,12 @@ from pydantic import BaseModel, ConfigDict
 
 from core.errors import SpecError
 
-_ENDINGS = {".safetensors": ".safetensors", ".pt": ".pt", ".pth": ".pth", ".bin": ".pt", ".tar": ".pth"}
-"""Endings of files of weights, and what they are kept under: `.bin` and `.pth.tar` are what torch.save wrote, too."""
+READ = (".safetensors", ".pt", ".pth")
+"""Endings of the files of weights that are read."""
+FETCHED = (*READ, ".bin")
+"""Endings of those that may be asked for by URL, or on the hub."""
+_KEPT_AS = {**{ending: ending for ending in READ}, ".bin": ".pt", ".tar": ".pth"}
+"""What a file that was fetched is kept under: `.bin` and `.pth.tar` are what torch.save wrote, too."""
 
 
 class PinnedWeights(BaseModel):
@@ -43,7 +47,7 @@ class PinnedWeights(BaseModel):
     @property
     def cache_names(self) -> list[str]:
         """The file's names in the cache: by its own hash, where that is known, and by that of its URL."""
-        ending = _ENDINGS.get(Path(self.file or "").suffix, ".safetensors")
+        ending = _KEPT_AS.get(Path(self.file or "").suffix, ".safetensors")
         names = [] if self.sha256 is None else [f"{self.sha256}{ending}"]
         return names if self.url is None else [*names, f"url-{hashlib.sha256(self.url.encode()).hexdigest()}{ending}"]
 

@@ -281,7 +281,7 @@ def _plan_transfer(model: nn.Module, spec: JobSpec, head: Head, places: Places, 
         return weights.from_scratch(model, head)
     source = sources.read(spec.pretrained.source, places, container=spec.pretrained.container, shapes_only=True)
     # Without the dataset's classes nothing can be said of the head.
-    unknown: dict[str, Any] = {"head": "reset", "classes": None, "class_map": {}}
+    unknown: dict[str, Any] = {"head": "reset" if head.keys else "auto", "classes": None, "class_map": {}}
     wish = spec.pretrained if dataset else spec.pretrained.model_copy(update=unknown)
     return weights.plan_transfer(model, source, wish, head, dataset.classes if dataset else ()).report
 

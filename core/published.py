@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,11 +13,12 @@ from torch import Tensor, nn
 from torchvision import models as vision
 from torchvision.models import WeightsEnum
 
+from core import timm_models
 from core.batches import Preprocessing
 from core.catalog import model_names
 from core.errors import SpecError, TransferError, did_you_mean
 from core.places import PinnedWeights
-from core.statefiles import POINTER, load_pickle
+from core.statefiles import POINTER, load_pickle, load_tensors
 
 SCHEMES = ("torchvision", "timm")
 
@@ -67,7 +67,7 @@ def _torchvision(name: str) -> Published:
     return Published(
         "torchvision",
         _at(weights.url),
-        Preprocessing(int(side), _triple(preset.mean), _triple(preset.std)),
+        Preprocessing.of(side, preset.mean, preset.std),
         build,
         partial(_load_torchvision, build, model_name),
         tuple(weights.meta["categories"]),
@@ -100,7 +100,12 @@ def _undotted(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _timm(name: str) -> Published:
-    timm = _import_timm()
+    try:
+        timm = timm_models.library()
+    except ModuleNotFoundError:
+        raise SpecError.at(
+            POINTER, "timm is not installed here; let the operator install graft with its extra: graft[timm]"
+        ) from None
     known = timm.list_models(pretrained=True)
     if name not in known and not timm.models.is_model_pretrained(name):
         raise SpecError.at(POINTER, f"timm publishes no weights '{name}'.{did_you_mean(name, known)}")
@@ -115,25 +120,20 @@ def _timm(name: str) -> Published:
     return Published(
         "timm",
         pinned,
-        Preprocessing(int(config.input_size[-1]), _triple(config.mean), _triple(config.std)),
+        Preprocessing.of(config.input_size[-1], config.mean, config.std),
         partial(timm.create_model, name, pretrained=False),
         partial(_load_timm, timm, name),
     )
 
 
-def _import_timm() -> Any:
-    try:
-        return importlib.import_module("timm")
-    except ImportError:
-        raise SpecError.at(
-            POINTER, "timm is not installed here; let the operator install graft with its extra: graft[timm]"
-        ) from None
-
-
 def _load_timm(timm: Any, name: str, path: Path) -> Mapping[str, Tensor]:
-    """By timm's own loading (`weights_only` or safetensors), with its conversion of older names, from this file alone."""
-    overlay = {"file": str(path), "custom_load": False}
+    """Read here, as every other file, and handed to timm for its conversion of older names alone.
+
+    timm's own reader would take an average that lies beside the weights, and lets pickles hold more than tensors.
+    """
     try:
+        state = timm.models.clean_state_dict(load_tensors(path, path.name))
+        overlay = {"state_dict": state, "custom_load": False}
         model: nn.Module = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:  # a damaged or foreign file raises whatever the reader stumbles over
         raise TransferError(f"{path.name} does not hold the weights of timm's {name}: {error}") from error
@@ -145,9 +145,3 @@ def _at(url: str) -> PinnedWeights:
     name = url.rpartition("/")[2]
     said = re.search(r"-([0-9a-f]{8,64})\.", name)
     return PinnedWeights(file=name, sha256_begins=said[1] if said else "", url=url, local_name=name)
-
-
-def _triple(values: Any) -> tuple[float, float, float]:
-    """Of grey images there is one value, for all three channels."""
-    red, green, blue = (float(value) for value in (values * 3 if len(values) == 1 else values))
-    return red, green, blue

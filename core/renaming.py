@@ -8,6 +8,7 @@ their ends. Each thing that was done is a step of the report.
 from __future__ import annotations
 
 import fnmatch
+import json
 import math
 import re
 from collections import defaultdict
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from core.errors import Fault, SpecError, pointer_of
 from core.events import TransferStep
 from core.spec import PretrainedSpec
-from core.statefiles import POINTER, Entry
+from core.statefiles import POINTER, Entry, is_average
 
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """What DataParallel, torch.compile, FSDP and activation checkpointing put into names."""
@@ -72,7 +73,7 @@ class _Work:
 def rename(entries: Mapping[str, Entry], spec: PretrainedSpec, targets: Mapping[str, Entry]) -> Names:
     """What the names of `entries`, the source's, become; `targets` are the model's.
 
-    Raises SpecError at each rule that cannot be read or that matches nothing, where two keys come to one name, and where
+    Raises SpecError at each rule that cannot be read or that has no effect, where two keys come to one name, and where
     two prefixes, or two ends, fit equally well.
     """
     work = _Work({key: key for key in entries})
@@ -144,6 +145,8 @@ def _substitute(work: _Work, pattern: str, replacement: str, index: int) -> None
         return
     if not any(count for _, count in results.values()):
         work.faults.append(Fault(pointer, f"'{pattern}' matches no source key, which are here {listed(work.left.values())}"))
+    elif all(name == work.names[key] for key, (name, _) in results.items()):
+        work.faults.append(Fault(pointer, f"'{pattern}' changes no name that it matches: it has no effect; leave it out"))
     work.step("rename", f"{pattern} -> {replacement}", {key: name for key, (name, _) in results.items()})
 
 
@@ -152,6 +155,11 @@ def _drop(work: _Work, glob: str, index: int) -> None:
     if not hits:
         pointer = pointer_of("pretrained", "drop", index)
         work.faults.append(Fault(pointer, f"'{glob}' matches no renamed key; there are {listed(work.left.values())}"))
+        return
+    if all(key in work.dropped for key in hits):
+        reasons = dict.fromkeys(work.dropped[key] for key in hits)
+        pointer = pointer_of("pretrained", "drop", index)
+        work.faults.append(Fault(pointer, f"all that '{glob}' matches is left out before, {listed(reasons)}: it has no effect"))
         return
     work.drop("drop", glob, hits, f"by the glob '{glob}'")
 
@@ -183,7 +191,7 @@ class _Prefix:
 def _match_prefix(work: _Work, entries: Mapping[str, Entry], targets: Mapping[str, Entry]) -> None:
     """Add or remove the one prefix by which the most elements fit: more than fit without it, and half of what could at all.
 
-    Two that bring as much are two copies of the model, or two places for it: an error, for a guess could be the average.
+    Two that bring as much are two copies of the model, or two places for it: an error, and so is one that names an average.
     """
     shapes = {name: entries[key].shape for key, name in work.left.items() if not name.endswith(COUNTER)}
     fits = sum(elements(shape) for name, shape in shapes.items() if name in targets and targets[name].shape == shape)
@@ -199,9 +207,22 @@ def _match_prefix(work: _Work, entries: Mapping[str, Entry], targets: Mapping[st
             f"two prefixes would bring the source's names to the model's, and as much fits by each: {equal[0]} and {equal[1]}; "
             + (_ADD if best.add else _REMOVE).format(best.text.removesuffix(".")),
         )
+    if not best.add:
+        _refuse_average(best.text, POINTER)
     names = {key: best.of(name) for key, name in work.left.items()}
     if len(set(names.values())) == len(names):
         work.step("prefix", str(best), names)
+
+
+def _refuse_average(prefix: str, pointer: str) -> None:
+    """Nobody's average is taken because it fits: what leads to it has to be said."""
+    if is_average(prefix):
+        rule = json.dumps([f"^{re.escape(prefix)}", ""])
+        raise SpecError.at(
+            pointer,
+            f"what would fit lies below '{prefix}', by its name an average, which is taken only if asked for: "
+            f"by 'select', or add to 'rename' {rule}",
+        )
 
 
 def _prefixes(shapes: Mapping[str, tuple[int, ...]], targets: Mapping[str, Entry]) -> list[_Prefix]:
@@ -251,6 +272,7 @@ def _match_suffixes(work: _Work, targets: Iterable[str]) -> None:
                     "rename or drop one, or leave suffix_match out",
                 )
             source, target = (free[0], end) if side else (end, free[0])
+            _refuse_average(source.removesuffix(target), "/pretrained/suffix_match")
             found[source] = target
     if not found:
         raise SpecError.at(

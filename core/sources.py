@@ -73,7 +73,7 @@ def preprocessing_of(source: str, places: Places) -> Preprocessing | None:
         return published(source).preprocessing
     if kind == "job":
         known = _model_card(_pinned(source, places)).get("preprocessing")
-        return Preprocessing(int(known["size"]), _triple(known["mean"]), _triple(known["std"])) if known else None
+        return Preprocessing.of(known["size"], known["mean"], known["std"]) if known else None
     return None
 
 
@@ -163,8 +163,3 @@ def _model_card(pinned: PinnedWeights) -> dict[str, Any]:
 def _folder(pinned: PinnedWeights) -> Path:
     path = pinned.path or Path()
     return path if path.is_dir() else path.parent
-
-
-def _triple(values: list[float]) -> tuple[float, float, float]:
-    red, green, blue = values
-    return red, green, blue

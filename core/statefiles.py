@@ -22,19 +22,15 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from core.errors import SpecError, did_you_mean
 from core.events import TransferStep
 from core.hashes import sha256_of
+from core.places import READ
+from core.tensorfile import DTYPES
 
 POINTER = "/pretrained/source"
 CONTAINER = "/pretrained/container"
-SUFFIXES = (".safetensors", ".pt", ".pth")
 _CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights")
-_AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
+_AVERAGES = {"ema", "swa", "avg", "average", "averaged", "teacher"}
+"""Words that say that weights are an average of others; a teacher mostly is that of its student."""
 _DEPTH = 3
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
-    "I16": torch.int16, "I8": torch.int8, "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
-    "BOOL": torch.bool, "C64": torch.complex64,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,6 +58,12 @@ class Source:
     """The state dict's `_metadata`: by module, the version that its tensors were saved by. Safetensors have none."""
 
 
+def is_average(name: str) -> bool:
+    """Whether a word of the name says that what it names is an average: `params_ema`, `swaModel`, but not `schema`."""
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)
+    return any(word.lower() in _AVERAGES for word in words)
+
+
 def misfit(here: Entry, there: Entry) -> str | None:
     """Why a tensor cannot be copied into an entry as it is."""
     if here.shape != there.shape:
@@ -86,8 +88,8 @@ def read_file(source: str, path: Path, shown: str, shapes_only: bool, container:
 
     Raises SpecError at /pretrained/source, or at /pretrained/container.
     """
-    if path.suffix not in SUFFIXES or not path.is_file():
-        raise SpecError.at(POINTER, f"'{shown}' is no file of weights; those end in {', '.join(SUFFIXES)}")
+    if path.suffix not in READ or not path.is_file():
+        raise SpecError.at(POINTER, f"'{shown}' is no file of weights; those end in {', '.join(READ)}")
     sha256 = None if shapes_only else sha256_of(path)
     if path.suffix == ".safetensors":
         if container is not None:
@@ -105,7 +107,7 @@ def read_safetensors(source: str, path: Path, shown: str, sha256: str | None, cl
     try:
         with safe_open(path, framework="pt") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  (it is no dict)
-            entries = {key: Entry(tuple(one.get_shape()), _DTYPES.get(one.get_dtype())) for key, one in slices.items()}
+            entries = {key: Entry(tuple(one.get_shape()), DTYPES.get(one.get_dtype())) for key, one in slices.items()}
     except (OSError, SafetensorError) as error:
         raise SpecError.at(POINTER, f"'{shown}' cannot be read as safetensors: {error}") from None
 
@@ -122,6 +124,13 @@ def load_pickle(path: Path, shown: str) -> Mapping[str, Tensor]:
     Raises SpecError at /pretrained/source.
     """
     return _opened(_load(path, shown), shown, None)[1]
+
+
+def load_tensors(path: Path, shown: str) -> Mapping[str, Tensor]:
+    """The tensors in a safetensors file, or the one state dict in a pickle. Raises SpecError at /pretrained/source."""
+    if path.suffix == ".safetensors":
+        return read_safetensors(shown, path, shown, None).tensors()
+    return load_pickle(path, shown)
 
 
 def _load(path: Path, shown: str) -> object:
@@ -155,19 +164,19 @@ def _opened(found: object, shown: str, container: str | None) -> tuple[str, Mapp
         return container, _chosen(found, shown, container)
     state = _tensors(found)
     candidates = dict(_named(found, ""))
-    if not candidates and not state:
+    if not state and all(map(is_average, candidates)):
         candidates = dict(_anywhere(found, ""))
-    plain = {name: inside for name, inside in candidates.items() if not set(name.split(".")) & set(_AVERAGES)}
     names = ", ".join(candidates)
     if len(candidates) > 1:
         raise SpecError.at(
             POINTER,
             f"'{shown}' holds more than one state dict ({names}); say which by 'container', as \"{next(iter(candidates))}\"",
         )
-    if candidates and not plain:
+    if any(map(is_average, candidates)):
         raise SpecError.at(
             POINTER,
-            f'\'{shown}\' holds averaged weights alone ({names}), which are taken only if asked for: "container": "{names}"',
+            f"'{shown}' holds weights alone that by their name are an average ({names}), which are taken only if asked for: "
+            f'"container": "{names}"',
         )
     if candidates:
         return next(iter(candidates.items()))
@@ -189,8 +198,9 @@ def _chosen(found: Mapping[Any, Any], shown: str, container: str) -> Mapping[str
 
 
 def _named(found: Mapping[Any, Any], path: str) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-    """The state dicts in containers of the usual names, one within another too: `model.state_dict`."""
-    for key in (*_CONTAINERS, *_AVERAGES):
+    """The state dicts in containers of the usual names, or of averages, one within another too: `model.state_dict`."""
+    averages = [key for key in found if isinstance(key, str) and key not in _CONTAINERS and is_average(key)]
+    for key in (*_CONTAINERS, *averages):
         inside = found.get(key)
         if isinstance(inside, Mapping):
             state = _tensors(inside)

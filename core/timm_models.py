@@ -1,4 +1,4 @@
-"""timm's models by name, and what their constructors take. timm is an extra: only this module imports it, when it is asked for.
+"""timm's models by name, and what their constructors take. timm is an extra: only `library` imports it, when it is asked for.
 
 Names are those of its registry, with a tag of their weights or without (`resnet50`, `resnet50.a1_in1k`); where `create_model`
 would fetch from a hub or read a folder (`hf-hub:…`, `local-dir:…`), it is not reached.
@@ -34,7 +34,7 @@ OURS = {
 def names() -> list[str]:
     """The architectures of timm that classify, naturally sorted; none where it is not installed."""
     try:
-        found: list[str] = _timm().list_models()
+        found: list[str] = library().list_models()
     except ModuleNotFoundError:
         return []
     return [name for name in found if "num_classes" in keywords_of(name)]
@@ -43,7 +43,7 @@ def names() -> list[str]:
 def has(name: str) -> bool:
     """Whether timm has that architecture, whatever its tag."""
     try:
-        return bool(_timm().is_model(name))
+        return bool(library().is_model(name))
     except ModuleNotFoundError:
         return False
 
@@ -51,7 +51,7 @@ def has(name: str) -> bool:
 def check_name(name: str) -> None:
     """Raises SpecError at /model/name where timm is not installed, or has no such architecture, or no such tag of it."""
     try:
-        timm = _timm()
+        timm = library()
     except ModuleNotFoundError as error:
         raise SpecError.at(
             POINTER, f"timm is not installed here ({error}); the operator adds it by: pip install 'graft[timm]'"
@@ -71,7 +71,7 @@ def check_name(name: str) -> None:
 
 def target_of(name: str) -> Callable[..., Any]:
     """The class behind an architecture, whose keywords a builder passes on; the builder itself where timm does not say."""
-    builder: Callable[..., Any] = _timm().models.model_entrypoint(name)
+    builder: Callable[..., Any] = library().models.model_entrypoint(name)
     found = get_type_hints(builder).get("return")
     return found if inspect.isclass(found) and issubclass(found, nn.Module) else builder
 
@@ -92,7 +92,7 @@ def keywords_of(name: str) -> frozenset[str]:
 def build(name: str, **keywords: Any) -> nn.Module:
     """The model, randomly initialised. Raises SpecError at a keyword that nothing between `create_model` and the class takes."""
     try:
-        model: nn.Module = _timm().create_model(name, pretrained=False, **keywords)
+        model: nn.Module = library().create_model(name, pretrained=False, **keywords)
     except TypeError as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if unknown is None or unknown[1] not in keywords:
@@ -102,5 +102,6 @@ def build(name: str, **keywords: Any) -> nn.Module:
     return model
 
 
-def _timm() -> Any:
+def library() -> Any:
+    """The package. Raises ModuleNotFoundError where it is not installed."""
     return importlib.import_module("timm")

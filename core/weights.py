@@ -19,7 +19,7 @@ from core.errors import SpecError, TransferError
 from core.events import Count, ModuleCount, SourceEntry, SourceStatus, TargetEntry, TargetStatus, TransferData
 from core.heads import Head
 from core.loading import load_all_or_nothing
-from core.matching import TAKEN, Match, check_effects, entries_of, parameters_of, tied, with_ties
+from core.matching import TAKEN, Match, check_effects, entries_of, parameter_names, tied, with_ties
 from core.renaming import COUNTER, Names, elements, listed
 from core.sources import Source, preprocessing_of, read
 from core.spec import PretrainedSpec
@@ -88,7 +88,7 @@ def apply_transfer(model: nn.Module, source: Source, plan: TransferPlan) -> None
 def from_scratch(model: nn.Module, head: Head) -> TransferData:
     """The report of a job without pretrained weights: every entry is missing."""
     reason = "no pretrained weights are named"
-    parameters = parameters_of(model)
+    parameters = parameter_names(model)
     entries = [
         TargetEntry(key=key, buffer=key not in parameters, status="missing", shape=list(one.shape), reason=reason)
         for key, one in entries_of(model).items()

@@ -16,11 +16,10 @@ import httpx
 import orjson
 
 from core.errors import did_you_mean
-from core.places import PinnedWeights
+from core.places import FETCHED, PinnedWeights
 from fetching.client import Client, hub
 from fetching.policy import RefusedError
 
-ENDINGS = (".safetensors", ".pt", ".pth", ".bin")
 _USUAL = ("model.safetensors", "pytorch_model.bin")
 _SOURCE = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:/([^@]+))?(?:@([\w./-]+))?")
 _MOST = 16 << 20
@@ -45,8 +44,8 @@ def parse(source: str) -> HubName:
     if found is None or any(part in {"", ".", ".."} for part in source[3:].partition("@")[0].split("/")):
         raise RefusedError(f"'{source}' names nothing on the hub; write hf:ORG/REPO, hf:ORG/REPO/FILE or hf:ORG/REPO@REVISION")
     name = HubName(found[1], found[2], found[3])
-    if name.file is not None and not name.file.endswith(ENDINGS):
-        raise RefusedError(f"'{name.file}' is no file of weights; those end in {', '.join(ENDINGS)}")
+    if name.file is not None and not name.file.endswith(FETCHED):
+        raise RefusedError(f"'{name.file}' is no file of weights; those end in {', '.join(FETCHED)}")
     return name
 
 
@@ -56,7 +55,7 @@ def look_up(name: HubName, client: Client) -> PinnedWeights:
     there = {str(one["rfilename"]): one for one in info.get("siblings", ())}
     file = name.file or _usual(name, there)
     if file not in there:
-        weights = [one for one in there if one.endswith(ENDINGS)]
+        weights = [one for one in there if one.endswith(FETCHED)]
         raise RefusedError(f"{name.repository} has no file '{file}'.{did_you_mean(file, weights)}")
     commit = str(info["sha"])
     stored = there[file].get("lfs") or {}
@@ -74,12 +73,12 @@ def _usual(name: HubName, there: Mapping[str, Any]) -> str:
     for usual in _USUAL:
         if usual in there:
             return usual
-    top = [one for one in there if one.endswith(ENDINGS) and "/" not in one]
+    top = [one for one in there if one.endswith(FETCHED) and "/" not in one]
     safe = [one for one in top if one.endswith(".safetensors")]
     if len(safe or top) == 1:
         return (safe or top)[0]
     if not top:
-        raise RefusedError(f"{name.repository} has no file of weights at its top ({', '.join(ENDINGS)})")
+        raise RefusedError(f"{name.repository} has no file of weights at its top ({', '.join(FETCHED)})")
     listed = ", ".join((safe or top)[:8])
     raise RefusedError(
         f"{name.repository} has more than one file of weights ({listed}): name one, as hf:{name.repository}/{(safe or top)[0]}; "

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from sqlalchemy.orm import Session
 
-from core.errors import DiskFullError
+from core.errors import DiskFullError, is_no_room
 from core.events import Failure, JobState
 from sandbox import ExitStatus, SandboxError
 from store import leases
@@ -73,7 +72,7 @@ def timeout(job_id: int, hours: float) -> Failure:
 
 def excuse(session: Session, lease: Lease, error: Exception) -> None:
     """The supervisor itself could not go on: the job ends where that is final, else it is tried again. Raises LeaseLost."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = is_no_room(error)
     hint = DiskFullError.hint if full else "Look at the worker's own log."
     kind = "disk_full" if full else "worker_lost" if isinstance(error, SandboxError) else "crashed"
     failure = Failure.model_validate({"type": kind, "message": f"{type(error).__name__}: {error}"[:1000], "hint": hint})

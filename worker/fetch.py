@@ -6,7 +6,6 @@ trainer hears, and has a last word as one has.
 
 from __future__ import annotations
 
-import errno
 import logging
 import threading
 import time
@@ -17,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from core import hashes
-from core.errors import DiskFullError, TransferError
+from core.errors import DiskFullError, TransferError, is_no_room
 from core.events import Failure
 from core.places import PinnedWeights, Places
 from fetching.cache import StoppedError, Watch, fetch
@@ -26,7 +25,6 @@ from store.settings import Settings
 
 _SHARE, _SECONDS, _AT_LEAST = 0.1, 10.0, 1.0
 """A line of progress each tenth, or each ten seconds; never two within a second."""
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +103,7 @@ class Fetch:
         except TransferError as error:
             self.failure = Failure(type="transfer", message=str(error)[:4000], hint=error.hint)
         except OSError as error:
-            full = error.errno in _NO_ROOM
+            full = is_no_room(error)
             hint = DiskFullError.hint if full else "Look at the worker's own log, and at its data directory."
             self.failure = Failure(type="disk_full" if full else "transfer", message=f"fetching: {error}", hint=hint)
         except Exception as error:

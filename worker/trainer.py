@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import traceback
 from contextlib import closing
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from core.adjustments import Adjustment, Adjustments
-from core.errors import DiskFullError, SpecError, TrainingError
+from core.errors import DiskFullError, SpecError, TrainingError, is_no_room
 from core.events import EpochData, Failure, FailureKind, Iteration
 from core.loop import fit
 from core.places import Places
@@ -21,7 +20,6 @@ from sandbox.channel import Channel
 from worker.link import LOST, CancelledError, Link, PausedError, sendable
 from worker.printed import Capture
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_MEMORY = "out of memory", "can't allocate memory", "not enough memory"
 _LESS_MEMORY = "Take a smaller loader.batch_size (half is a good first step) or dataset.image_size, or freeze more of the model."
 _NOT_DETERMINISTIC = "does not have a deterministic implementation"
@@ -96,7 +94,7 @@ def failure_of(error: BaseException) -> Failure:
         return _failure(error.kind, str(error), error.hint)
     if isinstance(error, SpecError):
         return _failure(_kind_at(error.faults[0].pointer), str(error), _ASK_FOR_A_PLAN)
-    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+    if is_no_room(error):
         return _failure("disk_full", str(error), DiskFullError.hint)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or _says_no_memory(error):
         return _failure("out_of_memory", str(error).partition("\n")[0] or "an allocation failed", _LESS_MEMORY)

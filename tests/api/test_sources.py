@@ -17,6 +17,9 @@ from safetensors.torch import save, save_file
 from torchvision.models import squeezenet1_1
 
 from api import schemas
+from core.models import get_model
+from core.places import Places
+from core.spec import JobSpec
 from store import commands, pins
 from store.settings import Settings
 
@@ -108,7 +111,7 @@ def test_safetensors_elsewhere_are_planned_by_their_header(client, allow, elsewh
     assert found.transfer is not None
     assert found.transfer.loaded_share == 1
     assert found.pinned is not None
-    assert (found.pinned.sha256, found.pinned.file) == (SHA256, "w.safetensors")
+    assert (found.pinned.sha256, found.pinned.file, found.transfer.sha256) == (SHA256, "w.safetensors", SHA256)
     asked = [headers["Range"] for _, headers in elsewhere.asked]
     assert asked == ["bytes=0-65535"]
     assert list(settings.data_dir.glob("cache/plan-*")) == []
@@ -193,6 +196,19 @@ def test_a_file_below_the_inputs_is_pinned_to_its_hash(client, app):
     pinned = answer.json()["pinned"]
     assert (pinned["sha256"], pinned["bytes"], pinned["file"]) == (sha256, path.stat().st_size, "squeeze.safetensors")
     assert refusal(client, "file:squeeze.safetensors", sha256="0" * 64)[0] == "/pretrained/sha256"
+
+
+def test_a_plan_shows_the_very_report_that_training_will_write(client, app):
+    settings = app.state.service.settings
+    save_file(squeezenet1_1().state_dict(), settings.inputs / "planned.safetensors")
+    answer = plan(client, "file:planned.safetensors")
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    assert found["transfer"]["sha256"] == found["pinned"]["sha256"]
+    spec = JobSpec.model_validate(found["spec"])
+    classes = tuple(found["dataset"]["classes"])
+    _, trained = get_model(spec, len(classes), Places.model_validate(settings.places()), classes)
+    assert found["transfer"] == trained.model_dump(mode="json")
 
 
 def test_a_job_holds_the_checkpoint_that_it_begins_with(client, bench):

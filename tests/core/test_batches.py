@@ -49,6 +49,11 @@ def labels_of(loader, epoch):
 # --- order -------------------------------------------------------------------------------------------------------------------
 
 
+def test_the_one_value_of_grey_images_is_for_all_channels() -> None:
+    grey, colour = Preprocessing.of(28, (0.5,), [1]), Preprocessing.of(28, [0.1, 0.2, 0.3], [1, 1, 1])
+    assert (grey.mean, grey.std, colour.mean) == ((0.5, 0.5, 0.5), (1, 1, 1), (0.1, 0.2, 0.3))
+
+
 def test_the_order_is_a_function_of_seed_and_epoch(numbered, load):
     first, again, other = (load(numbered(100), seed=seed) for seed in (1, 1, 2))
     assert labels_of(first, 5) == labels_of(again, 5), "whatever came before"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
-from core.errors import DataError, Fault, SpecError, did_you_mean, pointer_of
+from core.errors import DataError, Fault, SpecError, did_you_mean, is_no_room, pointer_of
 
 
 def test_a_close_name_is_suggested_whatever_its_case() -> None:
@@ -27,6 +29,13 @@ def test_a_spec_error_carries_all_its_faults() -> None:
     error = SpecError(Fault("/a", "one"), Fault("/b", "two"))
     assert str(error) == "/a: one; /b: two"
     assert [fault.pointer for fault in error.faults] == ["/a", "/b"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_disk_a_quota_and_a_file_that_are_full_are_all_no_room(number: int) -> None:
+    assert is_no_room(OSError(number, "full"))
+    assert not is_no_room(OSError(errno.EACCES, "not yours"))
+    assert not is_no_room(ValueError(number))
 
 
 def test_a_training_error_has_a_kind_and_the_next_thing_to_try() -> None:

@@ -76,14 +76,28 @@ def test_the_spec_may_list_the_sources_classes(graft: Graft, faults_of: Faults) 
         ({"head": "rows", "class_map": {"beagle": "tensch"}}, "/pretrained/class_map/beagle", "Did you mean 'tench'?"),
         ({"head": "rows", "class_map": {"beagle": 4}}, "/pretrained/class_map/beagle", "there is no row 4"),
         ({"class_map": {"beagle": "tench"}}, "/pretrained/class_map", "no effect with head 'auto'"),
-        ({"head": "reset", "classes": ["a"]}, "/pretrained/classes", "no effect with head 'reset'"),
-        ({"head": "rows", "classes": ["a", "b", "c", "d"]}, "/pretrained/head", "no class of the dataset (beagle, Persian_cat, "),
-        ({"head": "rows", "classes": ["tabby", "b", "tabby", "d"]}, "/pretrained/class_map", "'tabby' names rows 0 and 2"),
+        ({"head": "rows", "classes": list(THEIRS)}, "/pretrained/classes", "says its own classes (tench, "),
         ({"head": "rows", "drop": ["fc.*"]}, "/pretrained/head", "the source has no 'fc.weight' to take rows from"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_matched_is_said_at_its_place(wish: dict[str, Any], pointer: str, message: str, faults_of: Faults) -> None:
     assert message in faults_of(net(), state(), HEAD, PETS, theirs=THEIRS, **wish)[pointer]
+
+
+def test_listed_classes_that_do_not_meet_the_datasets_are_said(faults_of: Faults) -> None:
+    found = faults_of(net(), state(), HEAD, PETS, head="rows", classes=["a", "b", "c", "d"])
+    assert "no class of the dataset (beagle, Persian_cat, " in found["/pretrained/head"]
+    found = faults_of(net(), state(), HEAD, PETS, head="rows", classes=["tabby", "b", "tabby", "d"])
+    assert "'tabby' names rows 0 and 2" in found["/pretrained/class_map"]
+
+
+def test_classes_say_nothing_of_a_head_that_starts_anew(faults_of: Faults) -> None:
+    found = faults_of(net(), state(), HEAD, PETS, head="reset", classes=["a"])
+    assert "no effect with head 'reset'" in found["/pretrained/classes"]
+
+
+def test_a_head_that_is_not_known_cannot_start_anew(faults_of: Faults) -> None:
+    assert "'reset' has no effect" in faults_of(net(), state(), None, head="reset")["/pretrained/head"]
 
 
 def test_rows_need_the_names_of_the_sources_classes(faults_of: Faults) -> None:

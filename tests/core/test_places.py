@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import SpecError
-from core.places import Places
+from core.places import FETCHED, READ, PinnedWeights, Places
 
 
 @pytest.fixture
@@ -47,3 +47,9 @@ def test_a_path_that_is_not_there_says_what_is(inputs: Path) -> None:
 @pytest.mark.parametrize("path", ["a\0b", "x" * 5000])
 def test_what_no_file_system_takes_is_refused(path: str, inputs: Path) -> None:
     assert "is no usable path" in refusal(inputs, path)
+
+
+@pytest.mark.parametrize("ending", [*FETCHED, ".pth.tar"])
+def test_whatever_is_fetched_is_kept_under_an_ending_that_is_read(ending: str) -> None:
+    (name,) = PinnedWeights(file=f"w{ending}", sha256="ab" * 32).cache_names
+    assert name.endswith(ending if ending in READ else (".pt", ".pth"))

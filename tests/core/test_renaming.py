@@ -70,17 +70,27 @@ def test_rename_rules_are_applied_in_order_each_a_step_of_the_report(graft: Graf
 def test_each_rule_without_effect_is_named_at_its_own_place(faults_of: Faults) -> None:
     found = faults_of(
         net(), state(), HEAD, select="teacher",
-        rename=[("body", "body"), ("nothing", "x"), ("(", "x"), ("body", r"\7")], drop=["fc.*", "zz*"],
+        rename=[("body", "bodies"), ("nothing", "x"), ("(", "x"), ("bod", r"\7"), ("norm", "norm")],
+        drop=["fc.*", "zz*", "fc.bias"],
     )  # fmt: skip
     assert found.keys() == {
-        "/pretrained/select", "/pretrained/rename/1", "/pretrained/rename/2/0", "/pretrained/rename/3/1", "/pretrained/drop/1",
+        "/pretrained/select", "/pretrained/rename/1", "/pretrained/rename/2/0", "/pretrained/rename/3/1", "/pretrained/rename/4",
+        "/pretrained/drop/1", "/pretrained/drop/2",
     }  # fmt: skip
     assert "matches no source key" in found["/pretrained/rename/1"]
+    assert "'norm' changes no name" in found["/pretrained/rename/4"]
+    assert "left out before, by the glob 'fc.*': it has no effect" in found["/pretrained/drop/2"]
     assert found["/pretrained/select"] == "nothing in the source lies below 'teacher.'; there are body, norm, fc"
 
 
 def test_a_glob_for_the_models_own_keys_must_match_too(faults_of: Faults) -> None:
     assert "'stem.*' matches no key of the model" in faults_of(net(), state(), HEAD, exclude=["stem.*"])["/pretrained/exclude/0"]
+
+
+def test_a_glob_that_excludes_nothing_more_has_no_effect(faults_of: Faults) -> None:
+    found = faults_of(net(), state(), HEAD, exclude=["norm.*", "body.*", "norm.bias"])
+    assert found.keys() == {"/pretrained/exclude/2"}
+    assert "all that 'norm.bias' matches is excluded by a glob before" in found["/pretrained/exclude/2"]
 
 
 def test_dropped_tensors_are_not_loaded_and_say_by_which_glob(graft: Graft) -> None:
@@ -135,6 +145,21 @@ def test_two_copies_of_the_model_in_one_source_are_not_chosen_between(graft: Gra
     assert "-encoder_q. and -encoder_k." in message
     assert '"select": "encoder_q"' in message
     assert graft(net(), two, HEAD, select="encoder_k").loaded_share == 1
+
+
+@pytest.mark.parametrize("prefix", ["ema.", "model_ema.", "run.teacher.net.", "swa_model."])
+def test_an_average_is_not_taken_because_it_would_fit(prefix: str, graft: Graft, faults_of: Faults) -> None:
+    message = faults_of(net(), state(prefix), HEAD)["/pretrained/source"]
+    assert f"lies below '{prefix}', by its name an average, which is taken only if asked for" in message
+    assert "by its name an average" in faults_of(net(), state(prefix), HEAD, suffix_match=True)["/pretrained/suffix_match"]
+    rule = json.loads(message.partition("add to 'rename' ")[2])
+    assert graft(net(), state(prefix), HEAD, rename=[rule]).loaded_share == 1
+    assert graft(net(), state(prefix), HEAD, select=prefix.removesuffix(".")).loaded_share == 1
+
+
+def test_the_larger_average_does_not_win_over_the_model(faults_of: Faults) -> None:
+    part = {key: value for key, value in state("model.").items() if "norm" not in key}
+    assert "'model_ema.'" in faults_of(net(), part | state("model_ema."), HEAD)["/pretrained/source"]
 
 
 def test_two_places_for_the_source_in_one_model_are_not_chosen_between(graft: Graft, faults_of: Faults) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import hashlib
 import json
 import os
@@ -23,6 +25,7 @@ from core.models import get_model
 from core.places import PinnedWeights, Places
 from core.sources import is_here, pin, preprocessing_of, read
 from core.spec import JobSpec
+from core.statefiles import Source
 
 STATE = {"conv.weight": torch.ones(2, 3), "conv.bias": torch.zeros(2, dtype=torch.float16)}
 
@@ -216,6 +219,11 @@ def test_timms_weights_are_read_from_a_file_alone_and_by_timms_own_names(places:
     assert known.size == 160
 
 
+def _timm_of(content: object, path: Path, places: Places) -> Source:
+    torch.save(content, path)
+    return read("timm:test_resnet.r160_in1k", places)
+
+
 def test_timms_names_are_checked(refusal: Callable[[str], str]) -> None:
     assert "Did you mean 'resnet18.a1_in1k'?" in refusal("timm:resnet18.a1_in1x")
     assert "timm/resnet18.a1_in1k/model.safetensors is not here, and downloads are off" in refusal("timm:resnet18.a1_in1k")
@@ -227,6 +235,26 @@ def test_a_file_that_is_not_timms_is_refused(places: Places) -> None:
     save_file(STATE, folder / "model.safetensors")
     with pytest.raises(TransferError, match="does not hold the weights of timm's test_resnet"):
         read("timm:test_resnet.r160_in1k", places).tensors()
+
+
+def test_of_a_timm_file_no_average_is_taken_silently_and_no_namespace_is_loaded(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """timm's own reader prefers `state_dict_ema`, and lets a pickle hold an argparse.Namespace."""
+    config = dataclasses.replace(timm.models.get_pretrained_cfg("test_resnet.r160_in1k"), hf_hub_filename="w.pth")
+    monkeypatch.setattr(timm.models, "get_pretrained_cfg", lambda _: config)
+    path = places.inputs / "weights" / "timm" / "test_resnet.r160_in1k" / "w.pth"
+    path.parent.mkdir(parents=True)
+    official = timm.create_model("test_resnet.r160_in1k").state_dict()
+    source = _timm_of({"state_dict": {f"module.{key}": value for key, value in official.items()}, "epoch": 3}, path, places)
+    assert torch.equal(source.tensors()["fc.weight"], official["fc.weight"])
+    for content, message in (
+        ({"state_dict": official, "state_dict_ema": official}, r"more than one state dict \(state_dict, state_dict_ema\)"),
+        ({"state_dict_ema": official}, "by their name are an average"),
+        ({"state_dict": official, "args": argparse.Namespace(lr=1)}, r"more than tensors \(argparse.Namespace\)"),
+    ):
+        with pytest.raises(TransferError, match=message):
+            _timm_of(content, path, places).tensors()
 
 
 def test_a_file_that_changed_since_the_job_was_submitted_is_refused(places: Places) -> None:

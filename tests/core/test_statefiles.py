@@ -85,8 +85,24 @@ def test_of_two_none_is_chosen_silently(content: Any, opened: Opened, refusal: R
 
 def test_an_average_is_taken_only_if_it_is_asked_for(opened: Opened, refusal: Refusal) -> None:
     content = {"epoch": 3, "ema": {"state_dict": AVERAGE}}
-    assert 'averaged weights alone (ema.state_dict), which are taken only if asked for: "container"' in refusal(content)[1]
+    assert 'an average (ema.state_dict), which are taken only if asked for: "container": "ema.state_dict"' in refusal(content)[1]
     assert step(opened(content, "ema.state_dict")) == [("container", "ema.state_dict", 2)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["params_ema", "module_ema", "ema_model_state", "swa_model", "averaged_model", "modelEMA", "teacher", "run.model-ema2"],
+)
+def test_an_average_is_known_by_a_word_of_its_name(name: str, opened: Opened, refusal: Refusal) -> None:
+    content: Any = AVERAGE
+    for part in reversed(name.split(".")):
+        content = {"epoch": 3, part: content}
+    assert f'"container": "{name}"' in refusal(content)[1]
+    assert step(opened(content, name)) == [("container", name, 2)]
+
+
+def test_a_word_that_only_contains_one_of_an_average_is_none(opened: Opened) -> None:
+    assert step(opened({"schema_cinema": STATE})) == [("container", "schema_cinema", 2)]
 
 
 def test_a_container_that_is_not_there_is_told_those_that_are(refusal: Refusal) -> None:

@@ -346,7 +346,7 @@ def transfers(draw: st.DrawFn) -> tuple[dict[str, tuple[int, ...]], dict[str, tu
     prefix = draw(st.sampled_from(["", "module.", "net."]))
     head = draw(st.sets(st.sampled_from(sorted(here)), max_size=2))
     wish = {
-        "head": draw(st.sampled_from(["auto", "reset"])),
+        "head": draw(st.sampled_from(["auto", "reset"] if head else ["auto"])),
         "rename": draw(st.lists(st.sampled_from([("a", "b"), ("^", "c."), (r"\.", "")]), max_size=1)),
         "exclude": [key for key in here if key not in there or there[key] != here[key]] if draw(st.booleans()) else [],
     }
