@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -204,3 +205,12 @@ def groups() -> dict[str, Any]:
             {**parameter, "names": ["conv.weight"], "group": "stem", "depth": 0, "roles": ["backbone"], "frozen": "group"},
         ],
     }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def warm(url: str) -> None:
+    """The server's sandbox, ready to plan."""
+    deadline = time.monotonic() + 100
+    while httpx.get(f"{url}/health/ready").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
-import httpx
 import pytest
 
 from api import examples, schemas
 
-pytestmark = pytest.mark.slow  # the sandbox imports torch once
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _warm(url: str) -> None:
-    deadline = time.monotonic() + 100
-    while httpx.get(f"{url}/health/ready").status_code != 200:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]  # the sandbox imports torch once
 
 
 @pytest.fixture(scope="module")

@@ -12,17 +12,9 @@ import pytest
 
 from api import examples, schemas
 
-pytestmark = pytest.mark.slow  # the sandbox imports torch once
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]  # the sandbox imports torch once
 
 SMALL = {"dataset": {"source": "sklearn:digits", "image_size": 32}, "model": {"name": "torchvision:resnet18"}}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _warm(url: str) -> None:
-    deadline = time.monotonic() + 100
-    while httpx.get(f"{url}/health/ready").status_code != 200:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def test_a_plan_says_everything_that_can_be_known_before_training(client):

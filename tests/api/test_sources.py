@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,21 +22,13 @@ from core.spec import JobSpec
 from store import commands, pins
 from store.settings import Settings
 
-pytestmark = pytest.mark.slow  # the sandbox imports torch once
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]  # the sandbox imports torch once
 
 SMALL = {"dataset": {"source": "sklearn:digits", "image_size": 32}, "model": {"name": "torchvision:squeezenet1_1"}}
 with torch.random.fork_rng():
     torch.manual_seed(0)  # the hash stands in names of tests, which all processes that run them must agree on
     WEIGHTS = save(squeezenet1_1().state_dict())
 SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _warm(url: str) -> None:
-    deadline = time.monotonic() + 100
-    while httpx.get(f"{url}/health/ready").status_code != 200:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 @pytest.fixture
