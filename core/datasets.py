@@ -16,7 +16,7 @@ from core.errors import SpecError, did_you_mean
 from core.images import POINTER, ArrayImages, FileImages, Images, Opened, Part
 from core.places import Places
 from core.randomness import generator
-from core.spec import DatasetSpec
+from core.spec import DatasetSpec, Task
 from core.torchvision_data import open_torchvision
 from core.torchvision_sets import RECIPES
 
@@ -39,6 +39,7 @@ class Dataset:
     validation: Images
     fingerprint: str
     """SHA-256, in hex: the same for the same classes, samples and splits."""
+    task: Task = "multiclass"
     notes: tuple[str, ...] = ()
     """What a person should know of how it was split."""
 

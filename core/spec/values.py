@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -23,6 +23,8 @@ Text = Annotated[str, Field(max_length=1000), AfterValidator(storable)]
 Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(storable)]
 Label = Annotated[str, Field(max_length=200), AfterValidator(storable)]
 MOST_LABELS = 64
+Task = Literal["multiclass", "multilabel", "regression"]
+"""What a dataset's targets are: one class of several, any of several classes, or numbers."""
 Priority = Annotated[int, Field(ge=-1000, le=1000)]
 
 
