@@ -16,7 +16,7 @@ from core.errors import SpecError
 from core.images import Images
 from core.places import Places
 from core.randomness import generator
-from core.spec import LoaderSpec
+from core.spec import JobSpec, LoaderSpec
 from core.tiers import Bounds, Decoder, Resident, Streaming, decode_all
 
 Triple = tuple[float, float, float]
@@ -125,9 +125,9 @@ def estimate(images: Images, preprocessing: Preprocessing, channels: int) -> int
     return len(images) * channels * preprocessing.size**2
 
 
-def steps_per_epoch(samples: int, spec: LoaderSpec) -> int:
-    """Batches of a training epoch; 0 where `drop_last` leaves none."""
-    return len(batch_bounds(samples, spec))
+def steps_per_epoch(samples: int, spec: JobSpec) -> int:
+    """Optimizer steps of a training epoch, the last one of fewer batches where they do not divide; 0 where there is no batch."""
+    return -(-len(batch_bounds(samples, spec.loader)) // spec.training.accumulate)
 
 
 def batch_bounds(samples: int, spec: LoaderSpec) -> Bounds:

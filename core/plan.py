@@ -18,7 +18,7 @@ from core import groups as grouping
 from core import schedules, sources, weights
 from core.assignment import Group
 from core.assignment import resolve as resolve_groups
-from core.batches import Loader, Preprocessing, estimate, make_loader, steps_per_epoch
+from core.batches import Loader, Preprocessing, batch_bounds, estimate, make_loader, steps_per_epoch
 from core.catalog import build_loss, check_loss
 from core.datasets import Dataset, open_dataset
 from core.errors import DataError, Fault, SpecError, TransferError
@@ -30,6 +30,7 @@ from core.models import build_model, find_head, get_model
 from core.norms import of_another_kind
 from core.places import PinnedWeights, Places
 from core.ranks import Ranks
+from core.recipe import Recipe, make_recipe
 from core.resolve import resolve
 from core.shapes import shapes_of
 from core.spec import JobSpec, faults_of
@@ -58,6 +59,7 @@ class Prepared:
     train: Loader
     validation: Loader
     steps_per_epoch: int
+    recipe: Recipe
     ranks: Ranks
     """This process, or the group that it is one of."""
 
@@ -122,7 +124,8 @@ def prepare(spec: JobSpec, places: Places, device: torch.device, ranks: Ranks | 
     model.to(device)
     ranks = ranks or Ranks()
     ranks.adopt(model, spec.training.seed)
-    per_epoch = steps_per_epoch(len(dataset.train), spec.loader)
+    recipe = make_recipe(model, spec.training, preprocessing.size, device)
+    per_epoch = steps_per_epoch(len(dataset.train), spec)
     scheduled = partial(schedules.assign, spec=spec, per_epoch=per_epoch)
     optimizer, grouped = grouping.build_optimizer(model, spec.optimizer, device, transfer.head, scheduled)
 
@@ -140,11 +143,12 @@ def prepare(spec: JobSpec, places: Places, device: torch.device, ranks: Ranks | 
         transfer=transfer,
         optimizer=optimizer,
         grouped=grouped,
-        groups=grouping.report(grouped, spec.optimizer, device),
+        groups=grouping.report(grouped, spec.optimizer, device).model_copy(update={"runs": f"{device}, {recipe}"}),
         loss=build_loss(spec.loss).to(device),
         train=loader(True),
         validation=loader(False),
         steps_per_epoch=per_epoch,
+        recipe=recipe,
         ranks=ranks,
     )
 
@@ -194,10 +198,10 @@ def plan(spec: JobSpec, places: Places) -> Plan:
         groups=grouping.report(groups, spec.optimizer, torch.device("cpu")),
         steps=steps,
         **_curves(groups, steps.total),
-        memory=memory(model, spec.optimizer, activations=activations, data=held, ranks=spec.resources.gpus or 1),
+        memory=memory(model, spec, activations=activations, data=held),
         warnings=[
             *dataset.notes,
-            *_warnings(spec, transfer, groups),
+            *_warnings(spec, transfer, groups, len(batch_bounds(samples, spec.loader))),
             *schedules.notes(groups, steps.total),
             *_rank_warnings(spec, model),
         ],
@@ -287,7 +291,7 @@ def _plan_transfer(model: nn.Module, spec: JobSpec, head: Head, places: Places, 
 
 
 def _steps(spec: JobSpec, samples: int) -> Steps:
-    per_epoch = steps_per_epoch(samples, spec.loader)
+    per_epoch = steps_per_epoch(samples, spec)
     if not per_epoch:
         raise SpecError.at(
             "/loader/drop_last",
@@ -321,7 +325,7 @@ def _facts(dataset: Dataset) -> DatasetFacts:
     )
 
 
-def _warnings(spec: JobSpec, transfer: TransferData | None, groups: list[Group]) -> Iterator[str]:
+def _warnings(spec: JobSpec, transfer: TransferData | None, groups: list[Group], batches: int) -> Iterator[str]:
     """What works, but may not be what was meant."""
     if transfer is None:
         yield "the weights are not here yet: what is loaded is checked by the worker, once it has fetched them"
@@ -333,6 +337,8 @@ def _warnings(spec: JobSpec, transfer: TransferData | None, groups: list[Group])
             yield f"group '{name}' is frozen: its {', '.join(given)} has no effect"
         if group.until_epoch is not None and group.until_epoch >= spec.training.epochs:
             yield f"group '{name}' is frozen for {group.until_epoch} of {spec.training.epochs} epochs: it never trains"
+    if batches < spec.training.accumulate:
+        yield f"an epoch has {batches} batches, fewer than the {spec.training.accumulate} of a step: each epoch is one step"
     if spec.loss.name == "NLLLoss" and spec.model.name.startswith(("torchvision:", "timm:")):
         yield "NLLLoss takes log-probabilities, but this model gives logits; CrossEntropyLoss is what fits them"
 
