@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from core import checkpoints, randomness
-from core.adjustments import Adjustments
+from core.adjustments import Adjustment, Adjustments
 from core.control import GroupControl
 from core.errors import NonFiniteLossError
 from core.events import AdjustedData, CheckpointData, Data, EpochData, Figure, Iteration, LogData, RewoundData, best, figure
@@ -176,6 +176,7 @@ def fit(
         asked = adjustments or Adjustments()
         control = GroupControl(job.model, job.optimizer, job.grouped, asked if ranks.size == 1 else Adjustments(asked.done))
         control.settle(progress.step)
+        _thawed(job.recipe, [one for one in asked.done if (one.step or 0) <= progress.step])
         keeper = _Keeper(job, control, asked, directory, Pace(spec.checkpoint.every, clock), publish, halts)
         keeper.share()
         try:
@@ -241,6 +242,12 @@ class _Keeper:
         return done, CheckpointData(step=done.step, epoch=done.last_epoch, figures=figures, best=leads, **saved._asdict())
 
 
+def _thawed(recipe: Recipe, changed: Iterable[AdjustedData | Adjustment]) -> None:
+    """Groups that a person freezes or thaws end what was foreseen of the frozen part, in a job that goes on as in the first."""
+    if recipe.backbone and any("freeze" in one.changes for one in changed):
+        recipe.backbone.forget()
+
+
 def _epoch(keeper: _Keeper, progress: Progress) -> Generator[Iteration | tuple[int, Data], None, Progress]:
     """Train an epoch, or what is left of it, and write the checkpoints; returns how far the job is then."""
     job, epoch = keeper.job, progress.epoch
@@ -258,6 +265,7 @@ def _epoch(keeper: _Keeper, progress: Progress) -> Generator[Iteration | tuple[i
             yield event
             continue
         if isinstance(event, AdjustedData):
+            _thawed(job.recipe, [event])
             yield event.step, event
             continue
         seconds = time.perf_counter() - start

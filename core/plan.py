@@ -14,8 +14,8 @@ from pydantic import BaseModel, ValidationError
 from torch import nn
 from torch.optim import Optimizer
 
+from core import features, schedules, sources, weights
 from core import groups as grouping
-from core import schedules, sources, weights
 from core.assignment import Group
 from core.assignment import resolve as resolve_groups
 from core.batches import Loader, Preprocessing, batch_bounds, estimate, make_loader, steps_per_epoch
@@ -23,6 +23,7 @@ from core.catalog import build_loss, check_loss
 from core.datasets import Dataset, open_dataset
 from core.errors import DataError, Fault, SpecError, TransferError
 from core.events import GroupsData, TransferData
+from core.features import Featured, FeatureFacts
 from core.freezing import freeze
 from core.heads import Head
 from core.hyperparameters import check_optimizer
@@ -56,8 +57,8 @@ class Prepared:
     groups: GroupsData
     """The table of `grouped`."""
     loss: nn.Module
-    train: Loader
-    validation: Loader
+    train: Loader | Featured
+    validation: Loader | Featured
     steps_per_epoch: int
     recipe: Recipe
     ranks: Ranks
@@ -108,6 +109,8 @@ class Plan(BaseModel):
     """Per group its curve as (step, lr): see `core.curves.Curve.points`."""
     momentum: dict[str, list[tuple[int, float]]]
     """The same of momentum, or of the first of betas, for the groups whose schedule moves it."""
+    features: FeatureFacts | None
+    """Whether what is frozen is run once; None where nothing is frozen."""
     memory: Memory
     warnings: list[str]
 
@@ -135,6 +138,11 @@ def prepare(spec: JobSpec, places: Places, device: torch.device, ranks: Ranks | 
             channels=dataset.channels, seed=spec.training.seed, train=train, device=device, places=places,
         )  # fmt: skip
 
+    train, validation = loader(True), loader(False)
+    made, _ = features.foresee(
+        model, grouped, spec, places, size=preprocessing.size, images=len(dataset.train) + len(dataset.validation)
+    )
+    recipe.backbone = features.run_once(made, model, train, recipe.run) if made else None
     return Prepared(
         spec=spec,
         dataset=dataset,
@@ -145,8 +153,8 @@ def prepare(spec: JobSpec, places: Places, device: torch.device, ranks: Ranks | 
         grouped=grouped,
         groups=grouping.report(grouped, spec.optimizer, device).model_copy(update={"runs": f"{device}, {recipe}"}),
         loss=build_loss(spec.loss).to(device),
-        train=loader(True),
-        validation=loader(False),
+        train=Featured(train, recipe.backbone) if recipe.backbone else train,
+        validation=Featured(validation, recipe.backbone) if recipe.backbone and recipe.backbone.validates else validation,
         steps_per_epoch=per_epoch,
         recipe=recipe,
         ranks=ranks,
@@ -173,6 +181,12 @@ def plan(spec: JobSpec, places: Places) -> Plan:
     known = faults.collect(lambda: spec.pretrained is None or sources.is_here(spec.pretrained.source, places))
     transfer = faults.collect(lambda: _plan_transfer(model, spec, head, places, dataset)) if known else None
     groups = faults.collect(lambda: resolve_groups(model, spec.optimizer, head.modules))
+    kept = None
+    if dataset and groups:
+        freeze(model, groups, epoch=0)
+        _, kept = features.foresee(
+            model, groups, spec, places, size=preprocessing.size, images=len(dataset.train) + len(dataset.validation)
+        )
     freeze(model, groups or [], spec.training.epochs - 1)  # the most that will train at once: it takes the most memory
     samples = len(dataset.train) if dataset else 2
     activations = faults.collect(
@@ -198,7 +212,8 @@ def plan(spec: JobSpec, places: Places) -> Plan:
         groups=grouping.report(groups, spec.optimizer, torch.device("cpu")),
         steps=steps,
         **_curves(groups, steps.total),
-        memory=memory(model, spec, activations=activations, data=held),
+        features=kept,
+        memory=memory(model, spec, activations=activations, data=held + (kept.bytes if kept and kept.once else 0)),
         warnings=[
             *dataset.notes,
             *_warnings(spec, transfer, groups, len(batch_bounds(samples, spec.loader))),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from core import layout, precision
 from core.averaging import Average
 from core.errors import CompileError
+from core.features import Backbone, Features
 from core.precision import Precision
 from core.spec import TrainingSpec
 
@@ -33,19 +34,30 @@ class Recipe:
         self.average = average
         self.channels_last = channels_last
         self.compiled = compiled
+        self.backbone: Backbone | None = None
+        """What is frozen and run once, where there is that."""
         # Static shapes: an epoch has one or two of them, and kernels made for any are slower.
         self._forward: Any = torch.compile(model, dynamic=False) if compiled else model
 
-    def __call__(self, images: Tensor) -> Any:
+    def __call__(self, images: Tensor | Features) -> Any:
         """The model's outputs for a batch. Raises CompileError."""
+        if isinstance(images, Features):
+            if self.backbone is not None and self.backbone.holds:
+                with self.precision.autocast():
+                    return self.backbone(images)
+            images = images.images()
+        run = self._forward if self.model.training else self.model  # validation is not worth a second compilation
+        try:
+            return self.run(images, run)
+        except TorchDynamoException as error:
+            raise CompileError(f"torch.compile cannot compile this model: {_first_line(error)}") from error
+
+    def run(self, images: Tensor, part: Callable[[Tensor], Any]) -> Any:
+        """What a part of the model makes of images, in the recipe's precision and layout."""
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        run = self._forward if self.model.training else self.model  # validation is not worth a second compilation
         with self.precision.autocast():
-            try:
-                return run(images)
-            except TorchDynamoException as error:
-                raise CompileError(f"torch.compile cannot compile this model: {_first_line(error)}") from error
+            return part(images)
 
     def backward(self, loss: Tensor) -> None:
         """Add its gradient to what the parameters have."""
@@ -77,6 +89,7 @@ class Recipe:
     def __str__(self) -> str:
         """What was decided, for people."""
         said = [self.precision.type, "channels_last" if self.channels_last else "", "compiled" if self.compiled else ""]
+        said += ["frozen part run once"] if self.backbone else []
         return ", ".join(one for one in said if one)
 
 
