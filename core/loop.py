@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -161,7 +160,7 @@ def fit(
     """
     for folder in {directory, *(place.parent for place in resume or ())}:
         checkpoints.clean(folder)
-    with randomness.deterministic() if spec.training.deterministic else nullcontext():
+    with randomness.deterministic() if spec.training.deterministic else randomness.tuned():
         job = prepare(spec, places, torch.device(device), ranks)
         yield 0, job.transfer
         yield 0, job.groups
