@@ -134,7 +134,7 @@ def test_the_service_does_what_the_page_says(url, bench, mode):
         @given(case=operation.as_strategy(generation_mode=modes[0]))
         def run(case):
             nonlocal checked
-            response = case.call(base_url=url)
+            response = case.call(base_url=url, timeout=60)
             case.validate_response(response, checks=CHECKS)
             checked += 1
 
