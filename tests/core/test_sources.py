@@ -237,13 +237,14 @@ def test_a_file_that_is_not_timms_is_refused(places: Places) -> None:
         read("timm:test_resnet.r160_in1k", places).tensors()
 
 
+@pytest.mark.parametrize("file", ["w.pth", "pytorch_model.bin"])
 def test_of_a_timm_file_no_average_is_taken_silently_and_no_namespace_is_loaded(
-    places: Places, monkeypatch: pytest.MonkeyPatch
+    file: str, places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """timm's own reader prefers `state_dict_ema`, and lets a pickle hold an argparse.Namespace."""
-    config = dataclasses.replace(timm.models.get_pretrained_cfg("test_resnet.r160_in1k"), hf_hub_filename="w.pth")
+    config = dataclasses.replace(timm.models.get_pretrained_cfg("test_resnet.r160_in1k"), hf_hub_filename=file)
     monkeypatch.setattr(timm.models, "get_pretrained_cfg", lambda _: config)
-    path = places.inputs / "weights" / "timm" / "test_resnet.r160_in1k" / "w.pth"
+    path = places.inputs / "weights" / "timm" / "test_resnet.r160_in1k" / file
     path.parent.mkdir(parents=True)
     official = timm.create_model("test_resnet.r160_in1k").state_dict()
     source = _timm_of({"state_dict": {f"module.{key}": value for key, value in official.items()}, "epoch": 3}, path, places)
