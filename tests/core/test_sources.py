@@ -314,6 +314,25 @@ def test_older_names_of_official_files_are_brought_up_to_date(places: Places, mo
     assert torch.equal(tensors[name], state[name])
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"model": STATE, "model_ema": STATE}, "more than one state dict (model, model_ema)"),
+        ({"model_ema": STATE}, "by their name are an average"),
+        ({"model": STATE, "args": argparse.Namespace(lr=1)}, "more than tensors (argparse.Namespace)"),
+    ],
+)
+def test_an_official_file_that_is_not_one_state_dict_is_refused_by_the_plan(
+    content: Any, message: str, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is here already; of one that a worker fetches, only its name is known."""
+    _publish(vision.get_weight("SqueezeNet1_1_Weights.IMAGENET1K_V1"), content, places.inputs, monkeypatch)
+    with pytest.raises(SpecError) as refused:
+        read("torchvision:squeezenet1_1/IMAGENET1K_V1", places, shapes_only=True)
+    (fault,) = refused.value.faults
+    assert (fault.pointer, message in fault.message) == ("/pretrained/source", True)
+
+
 def test_a_file_of_another_model_is_refused(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     _publish(vision.get_weight("SqueezeNet1_1_Weights.IMAGENET1K_V1"), STATE, places.inputs, monkeypatch)
     with pytest.raises(TransferError, match="does not hold the weights of squeezenet1_1"):
