@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from core.torchvision_sets import RECIPES
 
 __all__ = ["Dataset", "Images", "dataset_sources", "open_dataset"]
 
+VALIDATION_FOLDERS = ("val", "valid", "validation", "test")
+"""Beside `train/`, the first of these that is there validates."""
 _HOLD_OUT = 1  # keys the draw of the held-out samples apart from those of the epochs' orders
 
 
@@ -75,8 +78,8 @@ def open_dataset(spec: DatasetSpec, places: Places, seed: int) -> Dataset:
 
 
 def dataset_sources() -> dict[str, list[str]]:
-    """The kinds of source, and the names that each knows (a folder may have any)."""
-    return {"torchvision": sorted(RECIPES), "sklearn": ["digits"], "folder": []}
+    """The kinds of source, and the names that each knows (a folder may have any, an upload has a number)."""
+    return {"torchvision": sorted(RECIPES), "sklearn": ["digits"], "folder": [], "upload": []}
 
 
 def _open_sklearn(name: str, places: Places) -> Opened:  # noqa: ARG001
@@ -102,7 +105,7 @@ def _open_folder(name: str, places: Places) -> Opened:
         classes, images = _class_folders(root, root)
         return Opened(classes, images, None, 3)
     classes, train = _class_folders(train_folder, root)
-    held = next((root / part for part in ("val", "valid", "validation", "test") if (root / part).is_dir()), None)
+    held = next((root / part for part in VALIDATION_FOLDERS if (root / part).is_dir()), None)
     if held is None:
         return Opened(classes, train, None, 3)
     held_classes, validation = _class_folders(held, root)
@@ -110,6 +113,14 @@ def _open_folder(name: str, places: Places) -> Opened:
         odd = sorted(set(classes) ^ set(held_classes))
         raise SpecError.at(POINTER, f"'{name}': train and {held.name} have different class folders ({_some(odd)} in one alone)")
     return Opened(classes, train, validation, 3)
+
+
+def _open_upload(name: str, places: Places) -> Opened:
+    """What was uploaded under this number: a folder like any, in a place of its own."""
+    known = places.uploads is not None and re.fullmatch(r"[1-9][0-9]{0,18}", name) and (places.uploads / name).is_dir()
+    if places.uploads is None or not known:
+        raise SpecError.at(POINTER, f"there is no uploaded dataset '{name}'; GET /datasets lists them, POST /datasets takes one")
+    return _open_folder(name, places.model_copy(update={"inputs": places.uploads}))
 
 
 def _class_folders(folder: Path, root: Path) -> tuple[list[str], Images]:
@@ -128,6 +139,7 @@ _OPENERS: dict[str, Callable[[str, Places], Opened]] = {
     "torchvision": open_torchvision,
     "sklearn": _open_sklearn,
     "folder": _open_folder,
+    "upload": _open_upload,
 }
 
 
@@ -138,7 +150,9 @@ def _meant(source: str, kind: str, name: str) -> str:
         return f" Did you mean '{close[0]}:{name}'?" if close else did_you_mean(kind, _OPENERS)
     known = {one.lower(): f"{each}:{one}" for each, names in dataset_sources().items() for one in names}
     close = difflib.get_close_matches(source.lower(), known, n=1)
-    return f" Did you mean '{known[close[0]]}'?" if close else " Write torchvision:NAME, folder:PATH or sklearn:digits."
+    return (
+        f" Did you mean '{known[close[0]]}'?" if close else " Write torchvision:NAME, folder:PATH, upload:ID or sklearn:digits."
+    )
 
 
 def _check_labels(classes: Sequence[str], images: Images, split: str) -> None:

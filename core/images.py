@@ -18,6 +18,9 @@ from core.errors import DataError
 POINTER = "/dataset/source"
 """Where a spec names its dataset: errors of opening one point there."""
 
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF", "AVIF")
+"""What an image file is read as, whatever its name ends in. Pillow knows more, and gives some of them to other programs."""
+
 
 class Images(Protocol):
     """The labelled images of one split. They may be read in any order, and from several processes."""
@@ -91,7 +94,7 @@ class FileImages:
     def read(self, index: int) -> Tensor:
         """One image as uint8 [3, H, W]."""
         try:
-            with Image.open(self.root / self.names[index]) as image:
+            with Image.open(self.root / self.names[index], formats=FORMATS) as image:
                 return to_tensor(image, 3)
         except MemoryError:
             raise

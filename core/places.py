@@ -59,6 +59,8 @@ class Places(BaseModel):
 
     inputs: Path = Path()
     cache: Path = Path.home() / ".cache" / "graft"
+    uploads: Path | None = None
+    """Below it lie uploaded datasets, each under its number."""
     plugins: tuple[str, ...] = ()
     plugins_dir: Path | None = None
     download: bool = False

@@ -36,6 +36,6 @@ class LeaseLost(StoreError):  # noqa: N818
 
 
 class PinLost(Conflict):
-    """The checkpoint that a new job was to begin with was pruned while the job was being planned."""
+    """What a new job needs, a checkpoint or an uploaded dataset, went while the job was being planned."""
 
     slug = "pin-lost"

@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from core.events import JobState, StateData
+from store import datasets
 from store.clock import now
 from store.errors import Conflict, NotFound, PinLost
 from store.events import NewEvent, checkpoints, record
@@ -37,12 +38,13 @@ def create(
 
     `spec` is resolved; `plan` holds the plan's facts, of which `steps.total` is read here; `forked_from` is `{job, step}`;
     `pinned` is the checkpoint that it begins with, which is kept until it has ended. Raises Conflict where the key was used
-    for another body, PinLost where that checkpoint is gone.
+    for another body, PinLost where that checkpoint, or the uploaded dataset, is gone.
     """
     if key is not None and (job := made_before(session, key, body_hash)) is not None:
         return job, False
     job = _new(spec, plan, now(session))
     job.idempotency_key, job.body_hash, job.forked_from = key, body_hash, forked_from
+    datasets.hold(session, spec["dataset"]["source"])
     if pinned is not None:
         _hold(session, pinned)
         job.pinned_job, job.pinned_step = pinned

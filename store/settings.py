@@ -97,7 +97,13 @@ class Settings(BaseSettings):
         default=4 << 30,
         description="Decoded datasets up to this size are held in memory (on the GPU, where one is used).",
     )
-    max_body: int = Field(default=1 << 20, description="Bytes of a request body.")
+    max_body: int = Field(default=1 << 20, description="Bytes of a request body that is no upload.")
+    upload_bytes: int = Field(default=10 << 30, description="Bytes of an archive that is uploaded.")
+    upload_unpacked_bytes: int = Field(default=20 << 30, description="Bytes that its files may have once they are unpacked.")
+    upload_files: int = Field(default=1_000_000, description="Files that it may have.")
+    upload_seconds: float = Field(default=3600, description="Time limit of unpacking and checking it.")
+    upload_memory: int = Field(default=4 << 30, description="Bytes of memory that this may take.")
+    upload_checks_at_once: int = Field(default=2, description="More wait their turn.")
     stream_seconds: float = Field(default=0.1, description="How often a followed job's log is read for new events.")
     heartbeat_seconds: float = Field(default=15, description="How often an idle stream says that it lives.")
 
@@ -144,6 +150,11 @@ class Settings(BaseSettings):
         return self.plugins_dir or self.data_dir / "plugins"
 
     @property
+    def uploads(self) -> Path:
+        """Where uploaded datasets lie: below the data directory, which workers share."""
+        return self.data_dir / "uploads"
+
+    @property
     def database(self) -> str:
         """The database URL, with its password, defaults applied."""
         return _with_password(self.database_url, self.database_password) or f"sqlite:///{self.data_dir / 'graft.db'}"
@@ -158,6 +169,7 @@ class Settings(BaseSettings):
         return {
             "inputs": str(self.inputs),
             "cache": str(self.data_dir / "cache"),
+            "uploads": str(self.uploads),
             "plugins": self.plugins,
             "plugins_dir": str(self.plugin_path),
             "download": self.download,

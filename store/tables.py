@@ -153,6 +153,22 @@ class Command(Base):
     )
 
 
+class Dataset(Base):
+    """An uploaded dataset. Its files lie in the uploads directory, in a folder named by its id, and never change."""
+
+    __tablename__ = "datasets"
+
+    id: Mapped[int] = mapped_column(BigInt, primary_key=True)
+    name: Mapped[str | None]
+    sha256: Mapped[str]  # of its contents: the same ones are stored once
+    images: Mapped[int] = mapped_column(BigInt)
+    bytes: Mapped[int] = mapped_column(BigInt)
+    report: Mapped[dict[str, Any]]  # what the check found
+    created_at: Mapped[float]
+
+    __table_args__ = (UniqueConstraint("sha256"), {"sqlite_autoincrement": True})
+
+
 class Worker(Base):
     """A worker, as its last heartbeat described it."""
 

@@ -28,7 +28,7 @@ from sandbox import Sandbox
 from store.database import Database
 from store.hints import broker_options
 
-pytest_plugins = ["tests.elsewhere", "tests.scheduling"]
+pytest_plugins = ["tests.elsewhere", "tests.packing", "tests.scheduling"]
 
 # How long an example takes says something of the machine, nothing of the code.
 settings.register_profile("graft", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -96,6 +96,7 @@ def _emptied(url: str) -> str:
     with _maintenance(url) as connection:
         connection.execute(text("DELETE FROM jobs"))  # what refers to them goes with them
         connection.execute(text("DELETE FROM workers"))
+        connection.execute(text("DELETE FROM datasets"))
     return url
 
 

@@ -13,8 +13,8 @@ class DatasetSpec(Part):
     """Which labelled images, at which size, and how much of them validates."""
 
     source: Name = Field(
-        description="`torchvision:NAME`, `folder:PATH` (below the inputs directory) or `sklearn:digits`.",
-        examples=["torchvision:FashionMNIST", "folder:flowers", "sklearn:digits"],
+        description="`torchvision:NAME`, `folder:PATH` (below the inputs directory), `upload:ID` or `sklearn:digits`.",
+        examples=["torchvision:FashionMNIST", "folder:flowers", "upload:1", "sklearn:digits"],
     )
     image_size: Annotated[int, Field(ge=8, le=2048)] | None = Field(
         default=None, description="Side in pixels; by default that of the pretrained weights, else the dataset's own."

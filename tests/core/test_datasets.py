@@ -214,7 +214,7 @@ def test_a_label_beyond_the_classes_is_refused(places):
         ("digits", "Did you mean 'sklearn:digits'?"),
         ("mnist", "Did you mean 'torchvision:MNIST'?"),
         ("sklearn:iris", "digits"),
-        ("s3:bucket", "Known: torchvision, sklearn, folder."),
+        ("s3:bucket", "Known: torchvision, sklearn, folder, upload."),
         ("", "Write torchvision:NAME"),
         ("torchvision:CelebA", "forty yes-or-no attributes"),
         ("torchvision:CIFAR10", "'cifar-10-batches-py' is not in the inputs directory"),
