@@ -11,7 +11,22 @@ from fastapi import Depends, FastAPI
 from fastapi.concurrency import run_in_threadpool
 from fastapi_offline import FastAPIOffline
 
-from api import catalog, checkpoints, control, events, forks, groups, health, jobs, openapi, plans, problems, reports
+from api import (
+    catalog,
+    checkpoints,
+    control,
+    datasets,
+    events,
+    forks,
+    groups,
+    health,
+    jobs,
+    openapi,
+    plans,
+    problems,
+    reports,
+    uploads,
+)
 from api.answers import JsonResponse
 from api.broadcast import Broadcaster
 from api.dependencies import Service, known_parameters
@@ -42,7 +57,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     problems.install(app)
-    for module in (plans, jobs, control, forks, events, reports, groups, checkpoints, catalog, health):
+    for module in (plans, jobs, control, forks, events, reports, groups, checkpoints, datasets, catalog, health):
         app.include_router(module.router)
     openapi.install(app)
     return app
@@ -55,6 +70,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     sandbox = Sandbox(import_path=[settings.plugin_path])
     try:
         await run_in_threadpool(_check, database)
+        await run_in_threadpool(uploads.sweep, settings.uploads, database)
         sandbox.start()
         broadcaster = Broadcaster(database, poll_seconds=settings.stream_seconds, heartbeat_seconds=settings.heartbeat_seconds)
         app.state.service = Service(
@@ -64,6 +80,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             hints=Hints(settings.broker),
             broadcaster=broadcaster,
             plan_slots=anyio.CapacityLimiter(settings.plans_at_once),
+            check_slots=anyio.CapacityLimiter(settings.upload_checks_at_once),
         )
         with on_stop(broadcaster.stop):
             yield

@@ -29,6 +29,7 @@ class Service:
     hints: Hints
     broadcaster: Broadcaster
     plan_slots: anyio.CapacityLimiter
+    check_slots: anyio.CapacityLimiter
 
 
 def service_of(request: Request) -> Service:

@@ -36,6 +36,7 @@ TAGS = [
     {"name": "log", "description": "Everything that happened to a job, in order, by one cursor: `seq`."},
     {"name": "reports", "description": "The log, put together: losses, the transfer report, the parameter groups."},
     {"name": "checkpoints", "description": "The trained weights and what they are."},
+    {"name": "datasets", "description": "Upload class folders of images, and train on them by `upload:ID`."},
     {"name": "service", "description": "What a spec may name, who works, and whether all is well."},
 ]
 

@@ -224,6 +224,81 @@ class Checkpoints(BaseModel):
     data: list[Checkpoint]
 
 
+class DatasetCounts(BaseModel):
+    """Of all; the lists of a dataset have the first thousand."""
+
+    classes: int = Field(description="Classes that have an image.")
+    train: int = Field(description="Images.")
+    validation: int = Field(description="Images; 0 where it has no split of its own.")
+    corrupt: int = Field(description="Images that cannot be read.")
+    repeated: int = Field(description="Pictures that are more than once in one class of one split.")
+    conflicting: int = Field(description="Pictures that are in several classes.")
+    leaking: int = Field(description="Pictures that are in both splits.")
+    left_out: int = Field(description="Files that were not kept: of other kinds, or in no class folder.")
+
+
+class DatasetSummary(BaseModel):
+    """An uploaded dataset."""
+
+    id: int
+    name: str | None
+    source: str = Field(description="How a spec names it.", examples=["upload:1"])
+    sha256: str = Field(description="Of its names and contents: the same files are one dataset.")
+    images: int
+    bytes: int
+    counts: DatasetCounts
+    warnings: list[str] = Field(description="What to know, or to mend, before a job trains on it.")
+    created_at: Time
+
+
+class ClassCount(BaseModel):
+    """The images of a class."""
+
+    name: str
+    train: int
+    validation: int = Field(description="0 where the dataset has no split of its own; a job then holds out a share of `train`.")
+
+
+class CorruptImage(BaseModel):
+    """An image that cannot be read. It was kept: a job that comes upon it fails with its name."""
+
+    name: str
+    reason: str
+
+
+class SamePicture(BaseModel):
+    """The same bytes under several names."""
+
+    sha256: str
+    count: int
+    names: list[str] = Field(description="The first of them.")
+
+
+class Duplicates(BaseModel):
+    """Pictures that are there more than once. One in several classes and in both splits is in two of the lists."""
+
+    repeated: list[SamePicture] = Field(description="In one class of one split.")
+    conflicting: list[SamePicture] = Field(description="In several classes: a label of each is wrong.")
+    leaking: list[SamePicture] = Field(description="In both splits: the validation will look better than it is.")
+
+
+class Dataset(DatasetSummary):
+    """An uploaded dataset, and what the check found in it. Names are paths below its root."""
+
+    classes: list[ClassCount]
+    corrupt: list[CorruptImage]
+    empty_classes: list[str] = Field(description="Folders without an image: they are no classes.")
+    duplicates: Duplicates
+
+
+class DatasetPage(BaseModel):
+    """Datasets, newest first."""
+
+    data: list[DatasetSummary]
+    has_more: bool
+    next: int | None = Field(description="Send it as `after` for the next page; null on the last.")
+
+
 class Worker(BaseModel):
     """A worker, by its last heartbeat."""
 
@@ -320,7 +395,7 @@ class ScheduleEntry(CatalogEntry):
 class Catalog(BaseModel):
     """What a spec may name."""
 
-    datasets: dict[str, list[str]] = Field(description="By scheme: `torchvision`, `sklearn`, `folder`.")
+    datasets: dict[str, list[str]] = Field(description="By scheme: `torchvision`, `sklearn`, `folder`, `upload`.")
     models: list[str] = Field(description="Those of torchvision, and of timm where it is installed (more than a thousand).")
     pretrained: dict[str, list[str]] = Field(description="Per model, the names of its weights.")
     losses: dict[str, CatalogEntry]

@@ -26,6 +26,7 @@ from core.spec import DatasetSpec
 LISTED = 1000
 """Of a long list, so many are told; the counts are of all."""
 _NAMED = 20  # names of one file under many
+_BATCH = 4096
 _LITTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 _TABLE = "labels.csv"
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -257,8 +258,12 @@ def _decode(images: list[_File], folder: Path) -> list[Corrupt]:
     with warnings.catch_warnings(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)  # more pixels than any photograph has
-        found = zip(images, pool.map(reason, images), strict=True)
-        return sorted(Corrupt(str(file.path), why) for file, why in found if why is not None)
+        found: list[Corrupt] = []
+        for start in range(0, len(images), _BATCH):  # a pool is given all that it is to do at once
+            some = images[start : start + _BATCH]
+            reasons = zip(some, pool.map(reason, some), strict=True)
+            found += [Corrupt(str(file.path), why) for file, why in reasons if why is not None]
+        return sorted(found)
 
 
 def _check_classes(labels: dict[PurePosixPath, tuple[str, str]], corrupt: list[Corrupt]) -> None:

@@ -28,6 +28,7 @@ CALLS = {
     ("GET", "/health/live"), ("GET", "/health/ready"),
     ("POST", "/jobs/{job_id}/pause"), ("POST", "/jobs/{job_id}/resume"), ("POST", "/jobs/{job_id}/fork"),
     ("PATCH", "/jobs/{job_id}"), ("PATCH", "/jobs/{job_id}/groups/{group}"), ("POST", "/workers/{name}/drain"),
+    ("POST", "/datasets"), ("GET", "/datasets"), ("GET", "/datasets/{dataset_id}"), ("DELETE", "/datasets/{dataset_id}"),
 }  # fmt: skip
 
 
@@ -122,6 +123,7 @@ def test_the_service_does_what_the_page_says(url, bench, mode):
     bench.finish(bench.running())
     modes = [schemathesis.GenerationMode(mode)]
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json").exclude(path=[*STREAMS, *SANDBOX])
+    schema = schema.exclude(path="/datasets", method="POST")  # an archive, for the sandbox too
     schema.config.generation.update(modes=modes)
     checked = 0
     for result in schema.get_all_operations():
