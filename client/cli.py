@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Group
 
-from client import control, reports, tables, transfer
+from client import control, data, reports, tables, transfer
 from client.http import Json, RefusedError
 from client.serve import Ready, ServeError
 from client.serve import serve as run_service
@@ -151,3 +151,4 @@ def logs(
 
 
 app.add_typer(control.app)
+app.add_typer(data.app)

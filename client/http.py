@@ -119,16 +119,7 @@ class Client:
 
     def jobs(self, *, state: str | None = None, label: str | None = None, limit: int = 20) -> list[Json]:
         """The newest jobs first, over as many pages as `limit` takes."""
-        found: list[Json] = []
-        after: str | None = None
-        while len(found) < limit:
-            query = {"state": state, "label": label, "limit": min(limit - len(found), 100), "after": after}
-            page = self._json("GET", "/jobs", query=query)
-            found += page["data"]
-            after = page["next"]
-            if not page["has_more"]:
-                break
-        return found
+        return self._listed("/jobs", {"state": state, "label": label}, limit)
 
     def cancel(self, job_id: int) -> Json:
         """The job, cancelled if it was queued, else with `requested: cancel`."""
@@ -161,6 +152,28 @@ class Client:
         """The change that is to come: `changes` has new values of lr, momentum, betas, weight_decay, freeze."""
         body = changes if at_step is None else {**changes, "at_step": at_step}
         return self._json("PATCH", f"/jobs/{job_id}/groups/{quote(group)}", body=body)
+
+    # Datasets
+
+    def upload(
+        self, content: Iterable[bytes], *, size: int, media_type: str = "application/octet-stream", name: str | None = None
+    ) -> Json:
+        """The dataset that an archive of `size` bytes makes, or made before: classes, counts, what is wrong with its images."""
+        headers = {"Content-Type": media_type, "Content-Length": str(size)}
+        timeout = httpx.Timeout(90.0, connect=10.0, read=None)  # the answer comes once every image was decoded
+        return self._json("POST", "/datasets", content=content, query={"name": name}, headers=headers, timeout=timeout)
+
+    def datasets(self, *, limit: int = 20) -> list[Json]:
+        """The newest datasets first, over as many pages as `limit` takes."""
+        return self._listed("/datasets", {}, limit)
+
+    def dataset(self, dataset_id: int) -> Json:
+        """One dataset: classes and counts, corrupt images, duplicates."""
+        return self._json("GET", f"/datasets/{dataset_id}")
+
+    def delete_dataset(self, dataset_id: int) -> None:
+        """Remove its files."""
+        self._answer("DELETE", f"/datasets/{dataset_id}")
 
     # Workers
 
@@ -293,27 +306,49 @@ class Client:
                 raise
             return False
 
-    def _json(
-        self,
-        method: str,
-        path: str,
-        *,
-        body: Json | None = None,
-        query: Mapping[str, str | int | None] | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> Json:
-        params = {name: value for name, value in (query or {}).items() if value is not None}
-        try:
-            response = self._http.request(method, path, json=body, params=params, headers=headers)
-        except httpx.RequestError as error:
-            raise self._unreachable(error) from error
-        if response.is_error:
-            raise RefusedError.of(response)
+    def _listed(self, path: str, query: Mapping[str, str | None], limit: int) -> list[Json]:
+        """The first `limit` of a list, page by page."""
+        found: list[Json] = []
+        after: int | None = None
+        while len(found) < limit:
+            page = self._json("GET", path, query={**query, "limit": min(limit - len(found), 100), "after": after})
+            found += page["data"]
+            after = page["next"]
+            if not page["has_more"]:
+                break
+        return found
+
+    def _json(self, method: str, path: str, **request: Any) -> Json:
+        """What is answered; `request` as `_answer` takes it."""
+        response = self._answer(method, path, **request)
         try:
             answer: Json = response.json()
         except ValueError:
             raise UnreachableError(f"what answers at {self.url} is no Graft service: {path} gave no JSON") from None
         return answer
+
+    def _answer(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Json | None = None,
+        content: Iterable[bytes] | None = None,
+        query: Mapping[str, str | int | None] | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: httpx.Timeout | None = None,
+    ) -> httpx.Response:
+        params = {name: value for name, value in (query or {}).items() if value is not None}
+        request = self._http.build_request(
+            method, path, json=body, content=content, params=params, headers=headers, timeout=timeout or self._http.timeout
+        )
+        try:
+            response = self._http.send(request)
+        except httpx.RequestError as error:
+            raise self._unreachable(error) from error
+        if response.is_error:
+            raise RefusedError.of(response)
+        return response
 
     @contextmanager
     def _stream(self, path: str, query: Mapping[str, str], accept: str, *, silence: float = 90.0) -> Iterator[httpx.Response]:

@@ -34,8 +34,8 @@ class Exit(IntEnum):
 EXITS = {
     Exit.OK: "done; for a followed job: it succeeded",
     Exit.JOB_FAILED: "the followed job failed; for `serve`: it stopped by itself",
-    Exit.REFUSED: "wrong usage, or a spec that was refused",
-    Exit.NOT_FOUND: "no such job, or one in a state that does not fit",
+    Exit.REFUSED: "wrong usage, or a spec or a dataset that was refused",
+    Exit.NOT_FOUND: "no such job or dataset, or one in a state that does not fit",
     Exit.UNREACHABLE: "no answer from the service, or one that blames itself",
     Exit.CANCELLED: "the followed job was cancelled",
     Exit.INTERRUPTED: "interrupted by Ctrl-C; a followed job goes on",

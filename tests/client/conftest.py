@@ -29,7 +29,10 @@ class FakeService:
                 parts = urlsplit(self.path)
                 query = {name: values[0] for name, values in parse_qs(parts.query).items()}
                 length = int(self.headers.get("Content-Length") or 0)
-                body = json.loads(self.rfile.read(length)) if length else None
+                if len(sent := self.rfile.read(length)) < length:  # whoever sent it is gone
+                    self.close_connection = True
+                    return
+                body = (json.loads(sent) if self.headers["Content-Type"] == "application/json" else sent) if length else None
                 service.asked.append((self.command, parts.path, query, body))
                 status, media, chunks, whole = service.answers[parts.path](query, body)
                 self.send_response(status)
@@ -43,7 +46,7 @@ class FakeService:
                 else:  # the connection breaks off in the middle
                     self.close_connection = True
 
-            do_POST = do_PATCH = do_GET  # noqa: N815
+            do_POST = do_PATCH = do_DELETE = do_GET  # noqa: N815
 
             def log_message(self, *_: object) -> None:
                 pass

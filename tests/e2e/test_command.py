@@ -51,6 +51,18 @@ def test_a_job_from_its_plan_to_its_checkpoints(graft, spec):
     assert graft("cancel", row[0]).exit_code == 3
 
 
+def test_a_folder_is_uploaded_and_a_job_trains_on_it(graft, spec, service):
+    sent = graft("upload", str(service.data_dir / "inputs" / "few"), "--json")
+    assert sent.exit_code == 0, sent.output
+    dataset = json.loads(sent.stdout)
+    assert [(one["name"], one["train"]) for one in dataset["classes"]] == [("0", 20), ("1", 20), ("2", 20)]
+    followed = graft("submit", "-f", "-", spec=spec(dataset={"source": dataset["source"], "image_size": 16}))
+    assert followed.exit_code == 0, followed.output
+    assert "few" in graft("datasets").stdout
+    deleted = graft("dataset", str(dataset["id"]), "--delete")
+    assert (deleted.exit_code, graft("dataset", str(dataset["id"])).exit_code) == (0, 3)
+
+
 def test_a_failed_job_is_status_1_and_shows_its_failure(graft, spec):
     sent = spec("people:Breaking", {"how": "raise"}, resources={"max_attempts": 1})
     followed = graft("submit", "-f", "-", spec=sent)
