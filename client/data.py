@@ -33,7 +33,7 @@ def upload(
     """Upload a dataset: a folder for each class, or train/ and val/ of such folders. A folder is packed while it is sent."""
     with service(url, as_json) as client:
         sent = parcel(path)
-        called = name or path.resolve().name.partition(".")[0] or None
+        called = name or path.resolve().name.partition(".")[0][:200] or None
         dataset = client.upload(_shown(sent), size=sent.size, media_type=sent.media_type, name=called)
         show_answer(dataset, _dataset_view, as_json)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -194,6 +196,26 @@ def report(sha256: str) -> dict[str, Any]:
         "sha256": sha256, "images": 2, "bytes": 3, "counts": counts, "warnings": ["w"], "classes": [], "corrupt": [],
         "empty_classes": [], "duplicates": {"repeated": [], "conflicting": [], "leaking": []},
     }  # fmt: skip
+
+
+def test_the_page_about_datasets_works_as_it_stands(url, pack, pictures, tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text(encoding="utf-8")
+    for name, content in pictures("pets/cats", "pets/dogs", count=5, first=1000).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    answers, made = [], "1"
+    for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL):
+        script = re.sub(r"(upload:|datasets/)1\b", rf"\g<1>{made}", block.replace("http://127.0.0.1:8000", url))
+        said = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        answers.append([json.loads(line) for line in said.stdout.splitlines()])
+        made = str(answers[0][0]["id"])
+    (uploaded,), (plan,), (listed, shown) = answers
+    assert (uploaded["name"], uploaded["images"]) == ("pets", 10)
+    assert plan["dataset"]["classes"] == ["cats", "dogs"]
+    assert (listed["data"][0]["id"], shown) == (uploaded["id"], uploaded)
+    assert httpx.get(f"{url}/datasets/{made}").status_code == 404, "the last of its commands"
 
 
 def test_datasets_are_listed_newest_first_by_pages_without_their_long_lists(client, bench):
