@@ -312,6 +312,7 @@ def test_a_folder_that_a_crash_left_at_the_place_of_a_new_dataset_gives_way(own,
     assert [str(path.relative_to(root)) for path in sorted(root.rglob("*"))] == ["1", "1/new"]
 
 
+# In a process of its own, for it is killed.
 RECEIVING = """
 import sys, time
 from pathlib import Path

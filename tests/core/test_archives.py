@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import random
 import stat
 import struct
 import tarfile
@@ -209,3 +210,18 @@ def test_what_is_no_archive_is_told_what_is_one(refusal, content):
 
 def test_names_that_mean_the_same_are_the_same(read, pack):
     assert read(pack({"./cats//1.png": b"x"})) == {"cats/1.png": b"x"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_happens_to_its_bytes_an_archive_is_read_or_refused(read, pack, kind):
+    whole, draw, refused = pack({"a/1.bin": b"one", "b": None, "b/2.bin": bytes(range(256))}, kind), random.Random(0), 0
+    for _ in range(100):
+        damaged = bytearray(whole)
+        for _ in range(draw.choice([1, 1, 3, 20])):
+            at = draw.randrange(len(damaged))
+            damaged[at : at + draw.randrange(3)] = draw.randbytes(draw.randrange(3))
+        try:
+            read(bytes(damaged))
+        except SpecError:
+            refused += 1
+    assert refused > 30
