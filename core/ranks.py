@@ -269,6 +269,8 @@ def _store(rank: int, size: int) -> TCPStore:
 
 def _counted(loss_fn: LossFunction, targets: Tensor) -> Tensor | None:
     """What the mean of a loss is divided by, where that is not the number of samples (torch.nn.CrossEntropyLoss, `weight`)."""
+    if targets.is_floating_point():  # shares of classes: torch divides by the number of samples, weighted or not
+        return None
     if not isinstance(loss_fn, nn.CrossEntropyLoss | nn.NLLLoss) or (loss_fn.weight is None and loss_fn.ignore_index < 0):
         return None
     weight = torch.ones_like(targets, dtype=torch.float32) if loss_fn.weight is None else loss_fn.weight[targets]
