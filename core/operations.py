@@ -221,11 +221,14 @@ class OneByOne:
 
     def __call__(self, images: Tensor, seeds: list[int]) -> Tensor:
         """Leaves the generators as they were. Raises ValueError where it gives images of several sizes."""
-        device = images.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        devices = [images.device.index] if images.device.type == "cuda" else []
+        # not torch.manual_seed, which keeps a stack trace each time for a CUDA that nobody has used yet
+        generators = [torch.default_generator, *(torch.cuda.default_generators[one] for one in devices)]
+        with torch.random.fork_rng(devices=devices):
             done = []
             for image, seed in zip(images, seeds, strict=True):
-                torch.manual_seed(seed)
+                for generator in generators:
+                    generator.manual_seed(seed)
                 done.append(self.transform(image))
         return torch.stack(done)
 
