@@ -37,6 +37,16 @@ def uniform(seed: int, epoch: int, stream: int, samples: Tensor, count: int) -> 
     return _shifted(bits(seed, epoch, stream, samples, count), 11).to(torch.float64) * 2.0**-53
 
 
+def between(draws: Tensor, low: float, high: float) -> Tensor:
+    """Numbers from `low` to `high`, of uniform ones."""
+    return low + (high - low) * draws
+
+
+def below(draws: Tensor, ends: Tensor | int) -> Tensor:
+    """Whole numbers from 0 up to `ends`, which is not among them, of uniform ones: int64."""
+    return (draws * ends).long()
+
+
 def _mix(words: Tensor) -> Tensor:
     """In place."""
     words ^= _shifted(words, 30)

@@ -15,7 +15,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from core import draws
-from core.operations import OneByOne, kernel_of, shift_hue
+from core.colours import shift_hue
+from core.operations import OneByOne, kernel_of
 
 BATCH = 12
 TRIES = [column for attempt in range(10) for column in (attempt, 10 + attempt)]
