@@ -71,8 +71,9 @@ class Pipeline:
         """
         if not len(pixels):
             return torch.empty((0, pixels.shape[1], self.size, self.size), device=pixels.device)
-        for images in self.stages(pixels, epoch, samples):
-            done = images
+        with torch.autocast(pixels.device.type, enabled=False):  # a caller's own, which would round the products of a resize
+            for images in self.stages(pixels, epoch, samples):
+                done = images
         return done
 
     def stages(self, pixels: Tensor, epoch: int, samples: Tensor) -> Iterator[Tensor]:

@@ -36,11 +36,11 @@ def blended(images: Tensor, factors: list[Tensor | None], places: Tensor, blends
     for turn in range(len(blends)):
         now = order[:, turn : turn + 1]
         ratio = ratios.gather(1, now).squeeze(1).to(images.dtype)
-        images = _blend(images, ratio, now.squeeze(1), blends)
+        images = blend(images, ratio, now.squeeze(1), blends)
     return images
 
 
-def _blend(images: Tensor, ratio: Tensor, which: Tensor, blends: list[int]) -> Tensor:
+def blend(images: Tensor, ratio: Tensor, which: Tensor, blends: list[int]) -> Tensor:
     """Ratio * image + (1 - ratio) * other: black, the mean grey or the grey image, as blends[which] is 0, 1 or 2."""
     ratio = per_image(ratio)
     scaled = images * ratio

@@ -21,6 +21,7 @@ from torchvision.transforms.v2 import functional
 
 from core.colours import blended, colour, per_image, shift_hue
 from core.draws import below, between
+from core.policies import Policy
 from core.warps import (
     TRIES,
     Motion,
@@ -287,6 +288,15 @@ def _rotation(transform: Any) -> Kernel | None:
     return Affine(transform, _draw_rotation, 1) if low < high and _mode(transform) in _GRID_MODES else None
 
 
+def _policy(transform: Any) -> Kernel | None:
+    """One level has no scale in torchvision's tables."""
+    if _mode(transform) not in _GRID_MODES or transform.num_magnitude_bins < 2:
+        return None
+    if isinstance(transform, v2.RandAugment):
+        return Policy(transform, transform.num_ops, fixed=True)
+    return Policy(transform, 1, fixed=False)
+
+
 def _mode(transform: Any) -> str:
     return str(getattr(transform.interpolation, "value", transform.interpolation))
 
@@ -300,6 +310,7 @@ _KERNELS: dict[type, Callable[[Any], Kernel | None]] = {
         ),
         Sometimes,
     ),
+    **dict.fromkeys((v2.RandAugment, v2.TrivialAugmentWide), _policy),
     v2.ColorJitter: Jitter,
     v2.GaussianBlur: Blur,
     v2.RandomAffine: _affine,

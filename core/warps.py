@@ -116,10 +116,10 @@ class Motion(NamedTuple):
     lean_y: Tensor
 
 
-def inverse_affine(centre: Sequence[float], motion: Motion) -> Tensor:
+def inverse_affine(centre: Sequence[float] | Sequence[Tensor], motion: Motion) -> Tensor:
     """Where a pixel comes from, as torchvision's _get_inverse_affine_matrix has it for one image: float64 [B, 2, 3].
 
-    `centre` is (x, y) from the middle of the image.
+    `centre` is (x, y) from the middle of the image, for all or for each.
     """
     turn, lean_x, lean_y = motion.angle.deg2rad(), motion.lean_x.deg2rad(), motion.lean_y.deg2rad()
     a = torch.cos(turn - lean_y) / torch.cos(lean_y)

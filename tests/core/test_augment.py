@@ -30,6 +30,8 @@ EVERYTHING = [
     {"name": "RandomAdjustSharpness", "sharpness_factor": 2},
     {"name": "RandomEqualize", "p": 0.2},
     {"name": "TrivialAugmentWide"},
+    {"name": "RandAugment"},
+    {"name": "AugMix"},
     {"name": "RandomErasing"},
     {"name": "GaussianNoise", "sigma": 0.05},
 ]  # fmt: skip
@@ -80,6 +82,8 @@ def test_an_image_is_changed_alike_in_any_batch_on_any_rank_and_after_any_resume
         *(seen(small.batches(3, rank=rank, ranks=3)) for rank in range(3)),
         *(seen(whole.batches(3, rank=rank, ranks=13)) for rank in range(13)),
     ]
+    with torch.autocast("cpu", torch.bfloat16):
+        parts.append(seen(whole.batches(3)))
     for part in parts:
         assert part
         for number, image in part.items():
@@ -144,7 +148,7 @@ def test_the_notes_tell_of_mirrors_and_of_what_is_slow() -> None:
     assert list(augment.notes("light", build("light"))) == list(augment.notes("strong", build("strong", channels=1))) == []
     given = operations(*EVERYTHING)
     (note,) = augment.notes(given, build(given))
-    assert note.endswith(": TrivialAugmentWide, GaussianNoise")
+    assert note.endswith(": AugMix, GaussianNoise")
 
 
 @pytest.mark.parametrize(

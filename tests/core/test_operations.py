@@ -35,6 +35,8 @@ def replay(monkeypatch: pytest.MonkeyPatch) -> Replay:
             left = {name: iter(row[columns.get(name, [])]) for name in ("rand", "randint", "uniform_")}
 
             def integer(low: int, high: int | tuple[int, ...], left: Any = left, **_: Any) -> Tensor:
+                if isinstance(high, tuple):  # one number is the upper end, and then comes the shape
+                    low, high = 0, low
                 return (low + next(left["randint"]) * (high - low)).long()
 
             def between(one: Tensor, low: float, high: float, left: Any = left) -> Tensor:
@@ -91,7 +93,6 @@ def picture(channels: int = 3, height: int = 14, width: int = 14, count: int = B
         (v2.RandomErasing(0.6), {"rand": [22], **RECTANGLE}),
         (v2.RandomErasing(1, scale=(0.5, 1), ratio=(0.1, 9), value=[0.1, 0.2, 0.3]), {"rand": [22], **RECTANGLE}),
         (v2.GaussianBlur(3), {"uniform_": [0]}),
-        (v2.GaussianBlur((5, 9), sigma=(0.5, 3)), {"uniform_": [0]}),
     ],
     ids=lambda one: type(one).__name__ if not isinstance(one, dict) else "",
 )  # fmt: skip
@@ -100,6 +101,35 @@ def test_an_operation_does_to_each_image_what_torchvision_would(replay: Replay, 
     for images in (picture(), picture(height=11, width=15)):
         drawn = draws.uniform(3, 1, draws.AUGMENT, torch.arange(BATCH), kernel.columns)
         torch.testing.assert_close(kernel(images, drawn), replay(transform, images, drawn, columns), rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("transform", "integers"),
+    [
+        (v2.TrivialAugmentWide(), [0, 1]),
+        (v2.TrivialAugmentWide(7, interpolation="bilinear", fill=[0.4]), [0, 1]),
+        (v2.RandAugment(1), [0]),
+        (v2.RandAugment(1, magnitude=29, fill=0.4), [0]),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_each_operation_of_a_policy_at_each_strength_is_torchvision_s(
+    replay: Replay, transform: Any, integers: list[int], channels: int
+) -> None:
+    levels = torch.tensor([0.01, 0.25, 0.67, 0.99])  # of 31 the first, 7, 20 (a quarter turn), and the last
+    drawn = torch.cartesian_prod((torch.arange(14) + 0.5) / 14, levels, torch.tensor([0.3, 0.7])).double()
+    images = picture(channels, 13, 15, len(drawn))
+    done = kernel_of(transform)(images, drawn)
+    expected = replay(transform, images, drawn, {"randint": integers, "rand": [2]})
+    torch.testing.assert_close(done, expected, rtol=0, atol=3e-6)
+
+
+def test_a_policy_takes_its_turns_one_after_the_other() -> None:
+    images, drawn = picture(), draws.uniform(0, 0, draws.AUGMENT, torch.arange(BATCH), 6)
+    one, two = kernel_of(v2.RandAugment(1)), kernel_of(v2.RandAugment(2))
+    assert (one.columns, two.columns) == (3, 6)
+    assert torch.equal(two(images, drawn), one(one(images, drawn[:, :3]), drawn[:, 3:]))
 
 
 def test_of_grey_images_jitter_changes_brightness_and_contrast(replay: Replay) -> None:
@@ -118,7 +148,7 @@ def test_a_hue_goes_round_and_leaves_grey_alone() -> None:
 
 
 def test_what_has_no_kernel_runs_as_torchvision_has_it_on_each_image_with_its_own_seed() -> None:
-    images, transform = picture(count=3), v2.TrivialAugmentWide()
+    images, transform = picture(count=3), v2.AugMix()
     assert kernel_of(transform) is None
     state = torch.get_rng_state()
     done = OneByOne(transform)(images, [11, -(2**63), 13])
