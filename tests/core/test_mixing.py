@@ -172,7 +172,7 @@ def test_the_parts_of_a_mean_over_mixed_targets_add_up_to_it() -> None:
     torch.manual_seed(0)
     outputs, targets = torch.randn(6, 4), torch.softmax(torch.randn(6, 4), dim=1)
     loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5, 3.0]), label_smoothing=0.1)
-    assert ranks._counted(loss, targets) is None
+    assert ranks._counted(loss, ranks.Window([(outputs, targets)], 6)) is None
     parts = [len(part) / 6 * loss(outputs[part], targets[part]) for part in (torch.arange(4), torch.arange(4, 6))]
     torch.testing.assert_close(sum(parts), loss(outputs, targets))
 
