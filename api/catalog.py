@@ -1,4 +1,4 @@
-"""What a spec may name: datasets, models, losses, optimizers, schedules, each with its keywords."""
+"""What a spec may name: datasets, models, augmentations, losses, optimizers, schedules, each with its keywords."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Containing = Annotated[
 
 @router.get("/catalog", summary="What a spec may name", response_model=schemas.Catalog, responses=problems.responses())
 async def get_catalog(request: Request, service: Svc, q: Containing = None) -> Response:
-    """Datasets, models, losses, optimizers and schedules by name, with the keywords of each."""
+    """Datasets, models, augmentations, losses, optimizers and schedules by name, with the keywords of each."""
     state = request.app.state
     if not hasattr(state, "catalog"):  # it is a function of what is installed: asked for once
         state.catalog = await plans.ask(service, "core.catalog:catalog_request", {"places": service.settings.places()})
@@ -31,6 +31,6 @@ def _containing(catalog: dict[str, Any], part: str) -> dict[str, Any]:
     models = [name for name in catalog["models"] if part in name.lower()]
     named = {
         kind: {name: entry for name, entry in catalog[kind].items() if part in name.lower()}
-        for kind in ("pretrained", "losses", "optimizers", "schedules")
+        for kind in ("pretrained", "augmentations", "losses", "optimizers", "schedules")
     }
     return {"datasets": datasets, "models": models, **named}

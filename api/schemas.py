@@ -398,6 +398,7 @@ class Catalog(BaseModel):
     datasets: dict[str, list[str]] = Field(description="By scheme: `torchvision`, `sklearn`, `folder`, `upload`.")
     models: list[str] = Field(description="Those of torchvision, and of timm where it is installed (more than a thousand).")
     pretrained: dict[str, list[str]] = Field(description="Per model, the names of its weights.")
+    augmentations: dict[str, CatalogEntry] = Field(description="Operations of torchvision.transforms.v2 for `dataset.augment`.")
     losses: dict[str, CatalogEntry]
     optimizers: dict[str, CatalogEntry]
     schedules: dict[str, ScheduleEntry]

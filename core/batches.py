@@ -1,6 +1,7 @@
-"""Batches: the order of samples as a function of (seed, epoch), images decoded once where they fit, normalised on the device.
+"""Batches: the order of samples as a function of (seed, epoch), images decoded once where they fit, changed on the device.
 
-Images travel and are held as uint8, at the model's size and with their own number of channels; only a batch becomes float32.
+Images travel and are held as uint8, square, with their own number of channels; only a batch becomes float32. It is augmented
+first, then normalised, then mixed.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from core.augment import Pipeline
 from core.errors import SpecError
 from core.images import Images
+from core.mixing import Batch, Mixing
 from core.places import Places
 from core.randomness import generator
 from core.spec import JobSpec, LoaderSpec
@@ -38,7 +41,7 @@ class Preprocessing:
 
 
 class Loader:
-    """One split as batches of (images float32 [B, 3, S, S], labels int64 [B]), both on the device.
+    """One split as batches of (images float32 [B, 3, S, S], labels int64 [B]), both on the device; mixed labels are float32.
 
     `tier`: `resident` (decoded once, held as uint8 on the device) or `streaming` (decoded each epoch). `bytes`: of the split,
     decoded.
@@ -46,7 +49,7 @@ class Loader:
 
     def __init__(
         self, source: Resident | Streaming, labels: Tensor, preprocessing: Preprocessing, *,
-        bounds: Bounds, shuffle_seed: int | None,
+        bounds: Bounds, shuffle_seed: int | None, augment: Pipeline | None = None, mixing: Mixing | None = None,
     ) -> None:  # fmt: skip
         self.tier: Literal["resident", "streaming"] = source.tier
         self.bytes = source.bytes
@@ -59,6 +62,8 @@ class Loader:
         self._source = source
         self._bounds = bounds
         self._shuffle_seed = shuffle_seed
+        self._augment = augment
+        self._mixing = mixing
         self._normalise = Normalise(preprocessing, labels.device)
 
     def __len__(self) -> int:
@@ -78,11 +83,17 @@ class Loader:
         is the same for any number of them. Draws nothing from the global random state.
         """
         order = self.order(epoch)
+        whole = self._bounds[start::step]
+        bounds = [_share(first, last, rank, ranks) for first, last in whole]
+        if self._mixing and ranks > 1:
+            order, bounds = _with_partners(order, whole, bounds)
         on_device = order.to(self.labels.device)
-        bounds = [_share(first, last, rank, ranks) for first, last in self._bounds[start::step]]
         pixels = self._source.batches(order, bounds)
         for (first, last), images in zip(bounds, pixels, strict=True):
-            yield self._normalise(images), self.labels.index_select(0, on_device[first:last])
+            changed = self._augment(images, epoch, order[first:last]) if self._augment else images
+            samples = on_device[first:last]
+            batch = self._normalise(changed), self.labels.index_select(0, samples)
+            yield _mixed(self._mixing, batch, epoch, samples, alone=ranks == 1) if self._mixing else batch
 
     def indices(self, epoch: int, start: int = 0, *, step: int = 1, rank: int = 0, ranks: int = 1) -> Iterator[Tensor]:
         """The numbers of the samples of the batches that `batches` gives with the same arguments, int64 [B] on the device."""
@@ -117,11 +128,13 @@ class Loader:
 def make_loader(
     images: Images, spec: LoaderSpec, preprocessing: Preprocessing, *,
     channels: int, seed: int, train: bool, device: torch.device, places: Places,
+    augment: Pipeline | None = None, mixing: Mixing | None = None,
 ) -> Loader:  # fmt: skip
     """The batches of a split. Where its decoded bytes fit `places.resident_bytes` they are decoded here, once.
 
-    Only a training split is shuffled, and loses its last, ragged batch with `drop_last`. Raises SpecError where that leaves
-    nothing, and DataError, which names the file, where an image cannot be read.
+    They are decoded at the size that `augment` wants them at. Only a training split is shuffled, and loses its last, ragged
+    batch with `drop_last`. Raises SpecError where that leaves nothing, and DataError, which names the file, where an image
+    cannot be read.
     """
     if not train:
         spec = spec.model_copy(update={"drop_last": False})
@@ -131,20 +144,24 @@ def make_loader(
             "/loader/drop_last",
             f"{len(images)} training images are less than one batch of {spec.batch_size}: nothing is left; lower batch_size",
         )
-    decoder = Decoder(images, preprocessing.size)
-    size = estimate(images, preprocessing, channels)
+    side = augment.held if augment else preprocessing.size
+    decoder = Decoder(images, side)
+    size = estimate(images, side, channels)
     source: Resident | Streaming
     if size <= places.resident_bytes:
         source = Resident(decode_all(decoder, channels, spec.workers).to(device))
     else:
         source = Streaming(decoder, size, spec.workers, device)
     shuffle_seed = seed if train and spec.shuffle else None
-    return Loader(source, images.labels.to(device), preprocessing, bounds=bounds, shuffle_seed=shuffle_seed)
+    return Loader(
+        source, images.labels.to(device), preprocessing,
+        bounds=bounds, shuffle_seed=shuffle_seed, augment=augment, mixing=mixing,
+    )  # fmt: skip
 
 
-def estimate(images: Images, preprocessing: Preprocessing, channels: int) -> int:
-    """Bytes of the split when decoded; nothing is read."""
-    return len(images) * channels * preprocessing.size**2
+def estimate(images: Images, side: int, channels: int) -> int:
+    """Bytes of the split when decoded, with images of `side` pixels a side; nothing is read."""
+    return len(images) * channels * side**2
 
 
 def steps_per_epoch(samples: int, spec: JobSpec) -> int:
@@ -174,18 +191,41 @@ def _share(first: int, last: int, rank: int, ranks: int) -> tuple[int, int]:
     return first + samples * rank // ranks, first + samples * (rank + 1) // ranks
 
 
+def _with_partners(order: Tensor, whole: Bounds, shares: Bounds) -> tuple[Tensor, Bounds]:
+    """The samples of a rank's shares, in each those that mirror them in the whole batch after them, and where each begins."""
+    pieces, bounds, end = [order[:0]], [], 0
+    for (first, last), (begin, stop) in zip(whole, shares, strict=True):
+        pieces += [order[begin:stop], order[first + last - stop : first + last - begin].flip(0)]
+        bounds.append((end, end := end + 2 * (stop - begin)))
+    return torch.cat(pieces), bounds
+
+
+def _mixed(mixing: Mixing, batch: Batch, epoch: int, samples: Tensor, *, alone: bool) -> Batch:
+    """Of one rank of several a batch has the samples of its share first, then their partners."""
+    images, labels = batch
+    if alone:
+        return mixing(batch, (images.flip(0), labels.flip(0)), epoch, samples)
+    own = len(samples) // 2
+    return mixing((images[:own], labels[:own]), (images[own:], labels[own:]), epoch, samples[:own])
+
+
 class Normalise:
-    """uint8 [B, 1 or 3, S, S] to float32 [B, 3, S, S], in one fused multiply-add; grey becomes three equal channels."""
+    """uint8, or floats from 0 to 1, [B, 1 or 3, S, S] to float32 [B, 3, S, S]; grey becomes three equal channels.
+
+    One fused multiply-add.
+    """
 
     def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
         mean = torch.tensor(preprocessing.mean, dtype=torch.float64)
         std = torch.tensor(preprocessing.std, dtype=torch.float64)
         self._scale = (1 / (255 * std)).view(1, 3, 1, 1).to(torch.float32).to(device)
+        self._unit_scale = (1 / std).view(1, 3, 1, 1).to(torch.float32).to(device)
         self._shift = (-mean / std).view(1, 3, 1, 1).to(torch.float32).to(device)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """A new tensor."""
-        return torch.addcmul(self._shift, pixels.to(torch.float32), self._scale)
+        scale = self._scale if pixels.dtype == torch.uint8 else self._unit_scale
+        return torch.addcmul(self._shift, pixels.to(torch.float32), scale)
 
 
 def _triple(values: Sequence[float]) -> Triple:

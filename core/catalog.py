@@ -214,11 +214,17 @@ def catalog_request(payload: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG001 
     }
     for name, reason in REFUSED_SCHEDULES.items():
         schedules[name] = {"keywords": {}, "refused": reason, "per": None}
+    from core import augment  # noqa: PLC0415 - it checks keywords by this module
+
     names = model_names()
     return {
         "datasets": dataset_sources(),
         "models": [f"torchvision:{name}" for name in names] + [f"timm:{name}" for name in timm_models.names()],
         "pretrained": {f"torchvision:{name}": list(vision.get_model_weights(name).__members__) for name in names},
+        "augmentations": {
+            name: {"keywords": {} if name in augment.REFUSED else augment.keywords_of(name), "refused": augment.REFUSED.get(name)}
+            for name in augment.names()
+        },
         "losses": losses,
         "optimizers": optimizers,
         "schedules": schedules,

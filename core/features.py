@@ -167,6 +167,10 @@ def foresee(
 
 def _unfit(groups: Sequence[Freezes], spec: JobSpec) -> str | None:
     """Why the frozen part must be run each time, as far as the spec says so."""
+    if spec.dataset.augment not in ("none", []):
+        return "the images are augmented: they are not the same each epoch"
+    if spec.training.mixup is not None or spec.training.cutmix is not None:
+        return "the images are mixed: they are not the same each epoch"
     if spec.training.epochs < 2 or not any(group.frozen_in(1) for group in groups):
         return "it is frozen for one epoch: there is nothing to be saved"
     return None

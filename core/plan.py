@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from torch import nn
 from torch.optim import Optimizer
 
-from core import features, schedules, sources, weights
+from core import augment, features, mixing, schedules, sources, weights
 from core import groups as grouping
 from core.assignment import Group
 from core.assignment import resolve as resolve_groups
@@ -136,6 +136,8 @@ def prepare(spec: JobSpec, places: Places, device: torch.device, ranks: Ranks | 
         return make_loader(
             dataset.train if train else dataset.validation, spec.loader, preprocessing,
             channels=dataset.channels, seed=spec.training.seed, train=train, device=device, places=places,
+            augment=_pipeline(spec, dataset, preprocessing) if train else None,
+            mixing=mixing.of_training(spec.training, dataset) if train else None,
         )  # fmt: skip
 
     train, validation = loader(True), loader(False)
@@ -177,6 +179,7 @@ def plan(spec: JobSpec, places: Places) -> Plan:
         faults.collect(lambda: _check_source(spec, places))
         faults.add(faults.collect(lambda: check_optimizer(spec.optimizer)) or [])
         raise SpecError(*faults.found)
+    pipeline = faults.collect(lambda: _pipeline(resolved, dataset, preprocessing))
     head = faults.collect(lambda: find_head(model, resolved.model, classes, places)) or Head(frozenset(), ())
     known = faults.collect(lambda: spec.pretrained is None or sources.is_here(spec.pretrained.source, places))
     transfer = faults.collect(lambda: _plan_transfer(model, spec, head, places, dataset)) if known else None
@@ -200,7 +203,8 @@ def plan(spec: JobSpec, places: Places) -> Plan:
         groups = faults.collect(partial(schedules.assign, groups, spec, steps.per_epoch))
     if faults.found or not dataset or not groups or activations is None or not steps:
         raise SpecError(*faults.found)
-    splits = [estimate(images, preprocessing, dataset.channels) for images in (dataset.train, dataset.validation)]
+    sides = (dataset.train, pipeline.held if pipeline else preprocessing.size), (dataset.validation, preprocessing.size)
+    splits = [estimate(images, side, dataset.channels) for images, side in sides]
     held = sum(size for size in splits if size <= places.resident_bytes)
     return Plan(
         spec=resolved,
@@ -217,6 +221,7 @@ def plan(spec: JobSpec, places: Places) -> Plan:
         warnings=[
             *dataset.notes,
             *_warnings(spec, transfer, groups, len(batch_bounds(samples, spec.loader))),
+            *augment.notes(spec.dataset.augment, pipeline),
             *schedules.notes(groups, steps.total),
             *_rank_warnings(spec, model),
         ],
@@ -274,6 +279,15 @@ def _check_loss(spec: JobSpec, dataset: Dataset | None) -> None:
     loss = build_loss(spec.loss)
     if dataset:
         check_loss(loss, spec.loss, len(dataset.classes), dataset.train.labels)
+        if mixing.of_training(spec.training, dataset) and (faults := mixing.check_loss(loss, spec.training, dataset)):
+            raise SpecError(*faults)
+
+
+def _pipeline(resolved: JobSpec, dataset: Dataset | None, preprocessing: Preprocessing) -> augment.Pipeline | None:
+    return augment.build(
+        resolved.dataset.augment, size=preprocessing.size, channels=dataset.channels if dataset else 3,
+        own=dataset.size if dataset else None, seed=resolved.training.seed,
+    )  # fmt: skip
 
 
 def _shapes(resolved: JobSpec, spec: JobSpec, classes: int, places: Places) -> nn.Module:

@@ -1,7 +1,8 @@
-"""Fill in what a spec leaves out: image size and normalisation, from the weights, else from the dataset."""
+"""Fill in what a spec leaves out: image size and normalisation, from the weights, else from the dataset; what a preset means."""
 
 from __future__ import annotations
 
+from core import augment
 from core.batches import Preprocessing
 from core.datasets import Dataset
 from core.models import size_keyword, takes
@@ -30,5 +31,6 @@ def resolve(spec: JobSpec, places: Places, dataset: Dataset | None) -> tuple[Job
     if known and takes(model, "transform_input") and "transform_input" not in model.keywords:
         # GoogLeNet's and Inception's weights want images scaled to -1..1: torchvision sets it wherever it loads them.
         model = model.model_validate({**model.model_dump(), "transform_input": True})
-    resolved = spec.dataset.model_copy(update={"image_size": size})
+    operations = augment.listed(spec.dataset.augment, size, dataset.channels if dataset else 3, mean)
+    resolved = spec.dataset.model_copy(update={"image_size": size, "augment": operations})
     return spec.model_copy(update={"dataset": resolved, "model": model}), Preprocessing(size, mean, std)

@@ -13,7 +13,7 @@ from core.events import KINDS
 from store.settings import Settings
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "schedules.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "schedules.md", ROOT / "docs" / "data.md")
 
 
 def settings() -> str:
@@ -58,6 +58,19 @@ def schedules() -> str:
     return table(("name", "per", "keywords (defaults)"), rows)
 
 
+def presets() -> str:
+    """What each preset of augmentation does to RGB images, with ImageNet's mean."""
+    from core import augment  # noqa: PLC0415 - as above
+    from core.resolve import IMAGENET  # noqa: PLC0415
+
+    rows = []
+    for name in ("light", "strong"):
+        for one in augment.listed(name, 224, 3, IMAGENET[0]):
+            keywords = ", ".join(f"`{key}` {value}" for key, value in one.keywords.items() if key != "size")
+            rows.append((f"`{name}`", f"`{one.name}`", keywords))
+    return table(("preset", "operation", "keywords"), rows)
+
+
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A Markdown table."""
     head = list(head)
@@ -65,7 +78,13 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-QUOTES: dict[str, Callable[[], str]] = {"settings": settings, "exits": exits, "events": events, "schedules": schedules}
+QUOTES: dict[str, Callable[[], str]] = {
+    "settings": settings,
+    "exits": exits,
+    "events": events,
+    "schedules": schedules,
+    "presets": presets,
+}
 
 
 def filled(text: str) -> str:

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from core.spec.values import Name, Part
+from core.errors import did_you_mean
+from core.spec.values import Name, Named, Part
+
+Preset = Literal["none", "light", "strong"]
+
+
+class Augmentation(Named):
+    """An operation on images by class name, and its keywords."""
+
+    name: Name = Field(description="A class of `torchvision.transforms.v2`.", examples=["RandomHorizontalFlip"])
+
+
+def _preset(value: Any) -> Any:
+    """One message for all that is no list."""
+    if value not in get_args(Preset):
+        near = did_you_mean(value, get_args(Preset)) if isinstance(value, str) else ""
+        raise ValueError(f'send "none", "light", "strong", or a list such as [{{"name": "RandomHorizontalFlip"}}].{near}')
+    return value
+
+
+def _form(value: object) -> str:
+    return "list" if isinstance(value, list) else "preset"
 
 
 class DatasetSpec(Part):
@@ -18,6 +39,18 @@ class DatasetSpec(Part):
     )
     image_size: Annotated[int, Field(ge=8, le=2048)] | None = Field(
         default=None, description="Side in pixels; by default that of the pretrained weights, else the dataset's own."
+    )
+    augment: Annotated[
+        Annotated[Preset, BeforeValidator(_preset), Tag("preset")]
+        | Annotated[list[Augmentation], Field(max_length=100), Tag("list")],
+        Discriminator(_form),
+    ] = Field(
+        default="none",
+        description=(
+            "How training images are changed, each in its own way in each epoch: a preset (the plan shows what is in it), or "
+            "operations of `torchvision.transforms.v2`, in order, on pixels from 0 to 1."
+        ),
+        examples=["light", [{"name": "RandomHorizontalFlip", "p": 0.5}, {"name": "RandomCrop", "padding": 4}]],
     )
     validation: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.1,

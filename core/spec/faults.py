@@ -40,15 +40,20 @@ def _locate(model: type[BaseModel], loc: tuple[int | str, ...], *, unknown: bool
     parts: list[int | str] = []
     here: Any = model
     fields: list[str] = []
+    in_list = False  # then an index comes before any key: what is no number is the name of a union branch
     for position, part in enumerate(loc, 1):
         if isinstance(part, int):
             parts.append(part)
+            in_list = False
+        elif in_list:
+            continue
         elif here is dict:
             here, fields = None, []
             parts.append(part)
         elif here is not None and _is_key(here, part, unknown=unknown and position == len(loc)):
             fields = list(here.model_fields)
-            here = _inner(here.model_fields[part].annotation) if part in here.model_fields else None
+            annotation = here.model_fields[part].annotation if part in here.model_fields else None
+            here, in_list = _inner(annotation), _is_list(annotation)
             parts.append(part)
     return pointer_of(*parts), fields
 
@@ -56,6 +61,14 @@ def _locate(model: type[BaseModel], loc: tuple[int | str, ...], *, unknown: bool
 def _is_key(model: type[BaseModel], part: str, *, unknown: bool) -> bool:
     """Whether this part of a location is a key, not the name of the union branch that `model` is in."""
     return part in model.model_fields or unknown or model.model_config.get("extra") == "allow"
+
+
+def _is_list(annotation: Any) -> bool:
+    """Whether the spec model inside an annotation is that of a list's items."""
+    arguments = getattr(annotation, "__args__", ())
+    if getattr(annotation, "__origin__", None) is list:
+        return _inner(annotation) is not None
+    return any(_is_list(argument) for argument in arguments)
 
 
 def _inner(annotation: Any) -> Any:

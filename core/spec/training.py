@@ -48,3 +48,19 @@ class TrainingSpec(Part):
             "an operation that has none fails."
         ),
     )
+    mixup: Annotated[float, Field(gt=0, le=1000)] | None = Field(
+        default=None,
+        description=(
+            "Blend each training image, and its targets, with another of its batch, by a share from Beta(mixup, mixup) "
+            "(https://arxiv.org/abs/1710.09412)."
+        ),
+        examples=[0.2],
+    )
+    cutmix: Annotated[float, Field(gt=0, le=1000)] | None = Field(
+        default=None,
+        description=(
+            "Put a rectangle of another image of its batch into each, and blend the targets by area; its size from "
+            "Beta(cutmix, cutmix) (https://arxiv.org/abs/1905.04899). With `mixup` too, each draws one of them."
+        ),
+        examples=[1.0],
+    )

@@ -86,6 +86,8 @@ def test_the_plan_says_so_with_its_bytes(frozen, places):
         ({"epochs": 1}, "one epoch"),
         ({"optimizer": {"groups": [{"params": "0.*", "freeze": {"until_epoch": 1}}]}}, "one epoch"),
         ({"optimizer": {"groups": [{"params": ["1.*", "5.*"], "freeze": True}]}}, "0 comes first, and it trains"),
+        ({"dataset": {"source": "sklearn:digits", "augment": "light"}}, "augmented"),
+        ({"training": {"epochs": 2, "mixup": 0.2}}, "mixed"),
     ],
 )
 def test_the_plan_says_why_not(frozen, places, parts, reason):

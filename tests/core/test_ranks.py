@@ -106,6 +106,15 @@ def test_a_mean_that_is_weighted_by_class_is_one_over_all_ranks(train: Train) ->
     alike(train("Plain", "one", **parts), train("Plain", "two", 2, **parts))
 
 
+def test_two_ranks_augment_and_mix_as_one(train: Train) -> None:
+    parts = {
+        "dataset": {**SPEC["dataset"], "augment": "strong"},
+        "training": {"epochs": 1, "mixup": 0.4, "cutmix": 1.0},
+        "loss": {"name": "CrossEntropyLoss", "weight": [9.0, 1, 1, 5, 1, 1, 0.1, 1, 1, 3], "label_smoothing": 0.1},
+    }
+    alike(train("Plain", "one", **parts), train("Plain", "two", 2, **parts))
+
+
 def test_what_no_rank_uses_stays_as_it_is(train: Train, tmp_path: Path) -> None:
     """A gradient of zeros instead of none would let the weight decay at it."""
     train("Plain", "two", 2, training={"epochs": 1}, checkpoint={"every": {"steps": 1}})
