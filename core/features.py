@@ -19,6 +19,7 @@ from core.batches import Loader
 from core.cut import Cut, cut, is_sound
 from core.freezing import Freezes
 from core.places import Places
+from core.placing import room_on
 from core.spec import JobSpec
 
 Runner = Callable[[Tensor, Callable[[Tensor], Any]], Any]
@@ -157,8 +158,8 @@ def foresee(
     told = FeatureFacts(once=False, reason="", shapes=shapes, bytes=total)
     if each > _WIDEST * 3 * size * size:
         reason = f"of an image of {3 * size * size} numbers the frozen part makes {each}: it is too early in the model"
-    elif total > places.resident_bytes:
-        reason = f"the features of all images take {total} bytes, and {places.resident_bytes} may be held"
+    elif total > (room := room_on(device, places).bytes):
+        reason = f"the features of all images take {total} bytes, and {room} may be held"
     else:
         reason = f"the frozen part gives the same each epoch: what {', '.join(made.names)} gives is kept"
         return made, told.model_copy(update={"once": True, "reason": reason})

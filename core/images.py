@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from core import hashes
 from core.errors import DataError
 
 POINTER = "/dataset/source"
@@ -45,6 +46,10 @@ class Images(Protocol):
         """SHA-256 of what tells this split from another: the pixels of arrays, else names, sizes and labels."""
         ...
 
+    def stamp(self) -> bytes | None:
+        """SHA-256 of the state that its files are in now: while it is the same, so are the pixels. None: it has no files."""
+        ...
+
 
 class ArrayImages:
     """Images in one uint8 tensor [N, C, H, W]."""
@@ -75,6 +80,9 @@ class ArrayImages:
         sha.update(self.pixels.contiguous().numpy().data)
         sha.update(self.labels.numpy().data)
         return sha.digest()
+
+    def stamp(self) -> None:
+        """They are decoded already."""
 
 
 class FileImages:
@@ -109,6 +117,13 @@ class FileImages:
     def digest(self) -> bytes:
         """Over names, sizes and labels; no file is read."""
         return _digest_of_files(self.root, self.names, self.labels)
+
+    def stamp(self) -> bytes:
+        """Over paths, sizes, inodes and times of change; a file that is rewritten in place has another one."""
+        sha = hashlib.sha256(f"{self.root.resolve()}\n".encode(errors="surrogateescape"))
+        for name in self.names:
+            sha.update(f"{name}\0{_stamp_of(self.root / name)}\n".encode(errors="surrogateescape"))
+        return sha.digest()
 
 
 class DatasetImages:
@@ -145,13 +160,16 @@ class DatasetImages:
         """Over names, sizes where they are files, and labels."""
         return _digest_of_files(self.root, self.names, self.labels)
 
+    def stamp(self) -> None:
+        """Unknown: only torchvision's reader knows in which files they lie."""
+
 
 class Part:
     """Some of another split's images, by index."""
 
     def __init__(self, images: Images, indices: Tensor) -> None:
         self.images = images
-        self.indices = indices.tolist()
+        self.indices: list[int] = indices.tolist()
         self.labels = images.labels[indices]
 
     def __len__(self) -> int:
@@ -172,6 +190,11 @@ class Part:
     def digest(self) -> bytes:
         """Over the whole and the choice."""
         return hashlib.sha256(self.images.digest() + np.asarray(self.indices, dtype=np.int64).tobytes()).digest()
+
+    def stamp(self) -> bytes | None:
+        """Over the whole's and the choice."""
+        whole = self.images.stamp()
+        return whole and hashlib.sha256(whole + np.asarray(self.indices, dtype=np.int64).tobytes()).digest()
 
 
 @dataclass(frozen=True)
@@ -200,6 +223,13 @@ def _digest_of_files(root: Path, names: Sequence[str], labels: Tensor) -> bytes:
     for name, label in zip(names, labels.tolist(), strict=True):
         sha.update(f"{name}\0{_size_of(root / name)}\0{label}\n".encode(errors="surrogateescape"))
     return sha.digest()
+
+
+def _stamp_of(path: Path) -> str:
+    try:
+        return hashes.stamp_of(path)
+    except OSError:
+        return ""
 
 
 def _size_of(path: Path) -> int:

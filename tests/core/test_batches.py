@@ -6,10 +6,11 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as transforms
 
-from core.batches import Normalise, Preprocessing, batch_bounds, estimate, make_loader, steps_per_epoch
+from core.batches import Normalise, Preprocessing, batch_bounds, make_loader, steps_per_epoch
 from core.datasets import open_dataset
 from core.errors import DataError, SpecError
 from core.images import ArrayImages, FileImages
+from core.placing import Room, choose
 from core.spec import DatasetSpec, JobSpec, LoaderSpec
 from core.tiers import fit
 
@@ -152,7 +153,7 @@ def test_resizing_is_torchvision_s_with_antialias():
 
 def test_the_tier_follows_from_the_bytes_and_nothing_is_read_to_know_them(places):
     absent = FileImages(places.inputs, ["a.png", "b.png"], torch.tensor([0, 1]))
-    assert estimate(absent, Preprocessing(32, PLAIN.mean, PLAIN.std), 3) == 2 * 3 * 32 * 32
+    assert choose(absent, 32, 3, places, Room(2 * 3 * 32 * 32, "all")).name == "resident"
     exact, short = (places.model_copy(update={"resident_bytes": limit}) for limit in (2 * 64, 2 * 64 - 1))
     pair = ArrayImages(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]), "train")
     for limited, tier in ((exact, "resident"), (short, "streaming")):
