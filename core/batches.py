@@ -51,7 +51,7 @@ class Loader:
         self.tier: TierName = source.tier
         self.bytes = source.bytes
         self.samples = bounds[-1][1]
-        """Samples per epoch: fewer than the split has where the ragged batch, or what cannot be read, is left out."""
+        """Samples of the first epoch: fewer than the split has where the ragged batch, or what cannot be read, is left out."""
         self.corrupt: dict[int, str] = {}
         """What cannot be read, by its index, and why: it is in no batch. More of it may be found while files stream."""
         self.split = len(labels)

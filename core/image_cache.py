@@ -72,12 +72,12 @@ class Entry:
         return json.dumps({"graft": "decoded images", "entry": self.name, "shape": self.shape}).encode().ljust(_PAGE)
 
 
-def entry_of(images: Images, size: int, channels: int) -> Entry | None:
-    """The entry of these images in the state that their files are in now; None where they have no files.
+def entry_of(images: Images, size: int, channels: int, *, again: bool = False) -> Entry | None:
+    """The entry of these images in the state that their files are in (`Images.stamp`); None where they have no files.
 
     With `size` 0 it has no pixels, and says only which images can be read.
     """
-    if (stamp := images.stamp()) is None:
+    if (stamp := images.stamp(again=again)) is None:
         return None
     made_by = f"{_DECODER} {PIL.__version__} {torch.__version__} {channels} {size} "
     return Entry(hashlib.sha256(made_by.encode() + stamp).hexdigest(), (len(images), channels, size, size))

@@ -46,8 +46,11 @@ class Images(Protocol):
         """SHA-256 of what tells this split from another: the pixels of arrays, else names, sizes and labels."""
         ...
 
-    def stamp(self) -> bytes | None:
-        """SHA-256 of the state that its files are in now: while it is the same, so are the pixels. None: it has no files."""
+    def stamp(self, *, again: bool = False) -> bytes | None:
+        """SHA-256 of the state of its files: while it is the same, so are the pixels. None where it has none.
+
+        It is that of the first time it is asked for, and of now with `again`.
+        """
         ...
 
 
@@ -81,7 +84,7 @@ class ArrayImages:
         sha.update(self.labels.numpy().data)
         return sha.digest()
 
-    def stamp(self) -> None:
+    def stamp(self, *, again: bool = False) -> None:
         """They are decoded already."""
 
 
@@ -92,6 +95,7 @@ class FileImages:
         self.root = root
         self.names = list(names)
         self.labels = labels
+        self._stamp: bytes | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -118,12 +122,15 @@ class FileImages:
         """Over names, sizes and labels; no file is read."""
         return _digest_of_files(self.root, self.names, self.labels)
 
-    def stamp(self) -> bytes:
+    def stamp(self, *, again: bool = False) -> bytes:
         """Over paths, sizes, inodes and times of change; a file that is rewritten in place has another one."""
+        if self._stamp is not None and not again:
+            return self._stamp
         sha = hashlib.sha256(f"{self.root.resolve()}\n".encode(errors="surrogateescape"))
         for name in self.names:
             sha.update(f"{name}\0{_stamp_of(self.root / name)}\n".encode(errors="surrogateescape"))
-        return sha.digest()
+        self._stamp = sha.digest()
+        return self._stamp
 
 
 class DatasetImages:
@@ -160,7 +167,7 @@ class DatasetImages:
         """Over names, sizes where they are files, and labels."""
         return _digest_of_files(self.root, self.names, self.labels)
 
-    def stamp(self) -> None:
+    def stamp(self, *, again: bool = False) -> None:
         """Unknown: only torchvision's reader knows in which files they lie."""
 
 
@@ -191,9 +198,9 @@ class Part:
         """Over the whole and the choice."""
         return hashlib.sha256(self.images.digest() + np.asarray(self.indices, dtype=np.int64).tobytes()).digest()
 
-    def stamp(self) -> bytes | None:
+    def stamp(self, *, again: bool = False) -> bytes | None:
         """Over the whole's and the choice."""
-        whole = self.images.stamp()
+        whole = self.images.stamp(again=again)
         return whole and hashlib.sha256(whole + np.asarray(self.indices, dtype=np.int64).tobytes()).digest()
 
 

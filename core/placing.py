@@ -163,7 +163,7 @@ class _Making:
             entry,
             limit=self.places.image_cache_bytes,
             pieces=lambda: self._pieces(Decoder(images, size, channels)),
-            unchanged=lambda: image_cache.entry_of(images, size, channels) == entry,
+            unchanged=lambda: image_cache.entry_of(images, size, channels, again=True) == entry,
             say=self.say,
         )
 

@@ -4,6 +4,7 @@ import random
 import resource
 import shutil
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,13 +15,14 @@ from core.batches import Preprocessing, make_loader
 from core.datasets import open_dataset
 from core.errors import DataError
 from core.events import EpochData, Iteration, LogData
-from core.images import ArrayImages
+from core.images import ArrayImages, FileImages
 from core.left_out import Listing, agree, check
 from core.loop import fit
 from core.placing import Room, Tier, choose, room_on
 from core.plan import plan, prepare
 from core.ranks import Ranks
 from core.spec import DatasetSpec, LoaderSpec
+from core.tiers import processes
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12, of workers
 
@@ -232,6 +234,33 @@ def test_where_the_disk_is_full_the_job_goes_on_and_its_log_says_so(places, pets
     assert said == ["the decoded images are not kept on disk: File too large"]
     assert (loader.tier, entries(places)) == ("resident" if tier == "resident" else "streaming", [])
     assert same(whole(loader), whole(load(images)))
+
+
+def test_files_that_change_while_they_are_decoded_are_not_kept(places, pets, load, decoded, monkeypatch):
+    images = pets().train
+    read = placing.Decoder.__getitems__
+
+    def touched(decoder, indices):
+        (places.inputs / "pets/cats/00.png").touch()
+        return read(decoder, indices)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(placing.Decoder, "__getitems__", touched)
+        loader = load(images)
+    assert entries(places) == []
+    again = open_dataset(DatasetSpec(source="folder:pets"), places, 0).train
+    assert same(whole(load(again, "cached")), whole(loader))
+    assert len(decoded) == 48
+
+
+def test_as_many_processes_read_as_help(pets, monkeypatch):
+    many = FileImages(Path(), ["none.png"] * 256, torch.zeros(256))
+    arrays = ArrayImages(torch.zeros(256, 3, 8, 8, dtype=torch.uint8), torch.zeros(256), "train")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    assert [processes(None, images) for images in (many, pets().train, arrays)] == [6, 0, 0]
+    assert [processes(workers, arrays) for workers in (0, 3)] == [0, 3]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert processes(None, many) == 0
 
 
 def test_long_decoding_says_how_far_it_is(pets, load, monkeypatch):
