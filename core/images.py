@@ -102,6 +102,8 @@ class FileImages:
 
     def read(self, index: int) -> Tensor:
         """One image as uint8 [3, H, W]."""
+        # At its whole size: libjpeg's reduced decoding (Image.draft) is three to five times as fast on large photographs, but
+        # what is resized from it differs by up to 13 of 255 at the 99th percentile, and images are decoded once.
         try:
             with Image.open(self.root / self.names[index]) as image:
                 return to_tensor(image, 3)

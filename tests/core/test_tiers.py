@@ -28,6 +28,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 
 CPU = torch.device("cpu")
 PLAIN = Preprocessing(8, (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
+LONE = """
+from torch import nn
+
+
+class Lone(nn.Sequential):
+    def __init__(self, num_classes=10):
+        super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(3), nn.Linear(3, num_classes))
+"""
 TIERS = ("resident", "cached", "streaming")
 
 
@@ -303,6 +311,29 @@ def test_a_file_that_goes_in_mid_epoch_ends_a_job_of_several_ranks(places, pets,
     assert len(whole(loader, rank=1, ranks=2)) == 6, "it is another rank's"
     with pytest.raises(DataError, match="it could be read when the job began"):
         whole(loader, rank=0, ranks=2)
+
+
+def test_what_one_rank_cannot_read_is_left_out_by_all(pets, load):
+    loader = load(pets().train, corrupt="skip")
+    loader.leave_out({7: "cannot be read here"})
+    others = Ranks()
+    others.gather = lambda mine: [{2: "cannot be read there", 7: "nor there"}, mine]
+    agree(loader, others)
+    assert loader.corrupt == {2: "cannot be read there", 7: "cannot be read here"}
+    assert sum(loader.sizes(0)) == 20
+
+
+def test_a_lone_sample_is_refused_where_the_model_needs_two(places, plugins_dir, draw, tiny_spec):
+    (plugins_dir / "graft_lone.py").write_text(LONE)
+    draw({"pets/train/cats": 4, "pets/train/dogs": 4, "pets/val/cats": 1, "pets/val/dogs": 1})
+    (places.inputs / "pets/train/cats/0.png").write_bytes(b"")
+    spec = tiny_spec(
+        dataset={"source": "folder:pets", "image_size": 8, "corrupt": "skip"}, loader={"batch_size": 2, "shuffle": False},
+    )  # fmt: skip
+    assert prepare(spec, places, CPU).train.sizes(0) == [1, 2, 2, 2], "this one's norms see nine pixels of it"
+    lone = spec.model_copy(update={"model": spec.model.model_copy(update={"name": "python:graft_lone:Lone"})})
+    with pytest.raises(DataError, match="leaves batch 1 of epoch 1 with one image, and this model cannot train on one alone"):
+        prepare(lone, places.model_copy(update={"plugins": ("graft_lone",)}), CPU)
 
 
 def test_a_batch_of_which_nothing_is_left_is_refused_before_the_first_step(pets, load):
