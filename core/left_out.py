@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
 
 from core.batches import Loader
 from core.errors import DataError
@@ -12,7 +13,20 @@ _LISTED = 20
 _MEND = "Mend or remove the files that the log names, or take a larger loader.batch_size, then submit the job again."
 
 
-def agree(loader: Loader, ranks: Ranks) -> None:
+class Split(Protocol):
+    """A loader, or what stands in its place (`core.features.Featured`)."""
+
+    @property
+    def corrupt(self) -> dict[int, str]:
+        """What cannot be read, by its index, and why."""
+        ...
+
+    def leave_out(self, corrupt: Mapping[int, str]) -> None:
+        """From the next epoch on it is in no batch."""
+        ...
+
+
+def agree(loader: Split, ranks: Ranks) -> None:
     """Leave out what any rank cannot read: batches, and so the shares of each, are the same on all. Collective."""
     found: dict[int, str] = {}
     for one in ranks.gather(loader.corrupt):
@@ -46,7 +60,7 @@ def check(train: Loader, validation: Loader, epochs: int, on_one: Callable[[], b
 class Listing:
     """What a job's log says of them: each once, as far as that is bearable, and how many after each epoch."""
 
-    def __init__(self, splits: Mapping[str, Loader]) -> None:
+    def __init__(self, splits: Mapping[str, Split]) -> None:
         self._splits = splits
         self._told = dict.fromkeys(splits, 0)
 
