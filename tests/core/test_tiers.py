@@ -15,6 +15,7 @@ from core.batches import Preprocessing, make_loader
 from core.datasets import open_dataset
 from core.errors import DataError
 from core.events import EpochData, Iteration, LogData
+from core.features import Featured
 from core.images import ArrayImages, FileImages
 from core.left_out import Listing, agree, check
 from core.loop import fit
@@ -394,6 +395,24 @@ def test_a_job_goes_on_without_them_and_lists_them(pets, told, tmp_path):
     rest, again, _ = told("rest", resume=[tmp_path / "whole/2"])
     assert rest == steps[2:]
     assert again[:4] == log[:4]
+
+
+def test_the_features_of_a_frozen_backbone_go_without_them_too(places, pets, load, tiny_spec):
+    pets(spoil=True)
+    spec = tiny_spec(
+        epochs=2,
+        dataset={"source": "folder:pets", "image_size": 8, "corrupt": "skip"},
+        loader={"batch_size": 8},
+        optimizer={"groups": [{"params": ["0.*", "1.*"], "freeze": True}]},
+    )
+    made = prepare(spec, places, CPU)
+    assert isinstance(made.train, Featured)
+    plain = load(made.dataset.train, "streaming", corrupt="skip", batch_size=8)
+    assert sorted(made.train.corrupt) == sorted(plain.corrupt)
+    for epoch in (0, 1):
+        labels = [targets.tolist() for _, targets in made.train.batches(epoch)]
+        assert labels == [targets.tolist() for _, targets in plain.batches(epoch)]
+        assert [len(one) for one in labels] == made.train.sizes(epoch)
 
 
 def test_a_long_list_ends_with_how_many_more(pets, load):
