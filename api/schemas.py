@@ -353,13 +353,23 @@ class Steps(BaseModel):
     total: int
 
 
+class SplitTier(BaseModel):
+    """Where the decoded images of a split are held."""
+
+    tier: Literal["resident", "cached", "streaming"] = Field(
+        description="On the device as uint8; in a file of the disk's cache, decoded once; or decoded in each epoch."
+    )
+    bytes: int = Field(description="Of the split, decoded.")
+    why: str
+
+
 class Plan(BaseModel):
     """What a job will do, found out without training."""
 
     spec: JobSpec = Field(description="With every default filled in.")
     dataset: DatasetFacts
     preprocessing: Preprocessing
-    tier: Literal["resident", "streaming"] = Field(description="Whether the dataset is held decoded in memory.")
+    tiers: dict[str, SplitTier] = Field(description="Of `train` and `validation`: where its decoded images are held.")
     transfer: TransferData | None = Field(
         description="null while nobody can tell: the file was not fetched yet, and does not begin with what is in it."
     )

@@ -6,21 +6,21 @@ first, then normalised, then mixed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from core.augment import Pipeline
-from core.errors import SpecError
+from core.errors import DataError, SpecError
 from core.images import Images
 from core.mixing import Batch, Mixing
 from core.places import Places
+from core.placing import OnCorrupt, Tier, choose, place, room_on, unreadable
 from core.randomness import generator
 from core.spec import JobSpec, LoaderSpec
-from core.tiers import Bounds, Decoder, Resident, Streaming, decode_all
+from core.tiers import Bounds, Source, TierName
 
 Triple = tuple[float, float, float]
 _ORDER = 0  # keys the draw of an epoch's order apart from that of the held-out samples
@@ -43,36 +43,47 @@ class Preprocessing:
 class Loader:
     """One split as batches of (images float32 [B, 3, S, S], labels int64 [B]), both on the device; mixed labels are float32.
 
-    `tier`: `resident` (decoded once, held as uint8 on the device) or `streaming` (decoded each epoch). `bytes`: of the split,
-    decoded.
+    `tier`: `resident` (held as uint8 on the device), `cached` (decoded once, on disk) or `streaming` (decoded each epoch).
+    `bytes`: of the split, decoded.
     """
 
     def __init__(
-        self, source: Resident | Streaming, labels: Tensor, preprocessing: Preprocessing, *,
-        bounds: Bounds, shuffle_seed: int | None, augment: Pipeline | None = None, mixing: Mixing | None = None,
+        self, source: Source, labels: Tensor, preprocessing: Preprocessing, *,
+        bounds: Bounds, shuffle_seed: int | None, on_corrupt: OnCorrupt = "fail", train: bool = True,
+        augment: Pipeline | None = None, mixing: Mixing | None = None,
     ) -> None:  # fmt: skip
-        self.tier: Literal["resident", "streaming"] = source.tier
+        self.tier: TierName = source.tier
         self.bytes = source.bytes
         self.samples = bounds[-1][1]
-        """Samples per epoch: fewer than the split has where the ragged batch is left out."""
+        """Samples of the first epoch: fewer than the split has where the ragged batch, or what cannot be read, is left out."""
+        self.corrupt: dict[int, str] = {}
+        """What cannot be read, by its index, and why: it is in no batch. More of it may be found while files stream."""
         self.split = len(labels)
         """Samples of the split."""
         self.labels = labels
         """Of all of them, on the device."""
         self._source = source
-        self._bounds = bounds
+        self.bounds = bounds
+        """Where each batch begins and ends in the epoch's order, whatever is left out."""
         self._shuffle_seed = shuffle_seed
         self._augment = augment
         self._mixing = mixing
+        self._on_corrupt = on_corrupt
+        self._train = train
         self._normalise = Normalise(preprocessing, labels.device)
 
     def __len__(self) -> int:
         """Batches per epoch."""
-        return len(self._bounds)
+        return len(self.bounds)
 
-    def sizes(self) -> list[int]:
-        """The samples of each batch, over all ranks."""
-        return [last - first for first, last in self._bounds]
+    def sizes(self, epoch: int = 0) -> list[int]:
+        """The samples of each batch, over all ranks; it depends on the epoch where some cannot be read."""
+        return [last - first for first, last in self._readable(epoch)[1]]
+
+    def leave_out(self, corrupt: Mapping[int, str]) -> None:
+        """From the next epoch on these samples are in no batch, wherever they would be: a batch is smaller then, not another."""
+        self.corrupt |= corrupt
+        self.samples = sum(self.sizes())
 
     def batches(
         self, epoch: int, start: int = 0, *, step: int = 1, rank: int = 0, ranks: int = 1
@@ -80,38 +91,48 @@ class Loader:
         """The batches of one epoch, each `step`th from number `start` on: a slice, nothing before it is read.
 
         With `ranks` only the share of `rank` in each is read, which is empty where there are fewer samples than ranks; the order
-        is the same for any number of them. Draws nothing from the global random state.
+        is the same for any number of them. Draws nothing from the global random state. Raises DataError, which names the file,
+        where an image cannot be read and may not be left out. Of validation a batch of which nothing is left is none.
         """
-        order = self.order(epoch)
-        whole = self._bounds[start::step]
-        bounds = [_share(first, last, rank, ranks) for first, last in whole]
+        order, bounds = self._shares(epoch, start, step, rank, ranks)
         if self._mixing and ranks > 1:
-            order, bounds = _with_partners(order, whole, bounds)
+            order, bounds = _with_partners(order, self._readable(epoch)[1][start::step], bounds)
         on_device = order.to(self.labels.device)
-        pixels = self._source.batches(order, bounds)
-        for (first, last), images in zip(bounds, pixels, strict=True):
-            changed = self._augment(images, epoch, order[first:last]) if self._augment else images
-            samples = on_device[first:last]
+        pieces = self._source.batches(order, bounds)
+        for (first, last), (pixels, lost) in zip(bounds, pieces, strict=True):
+            images, asked, samples = pixels, order[first:last], on_device[first:last]
+            if lost:
+                left = self._left(lost, asked, shared=ranks > 1)
+                if not len(left) and not self._train:
+                    continue
+                there = left.to(self.labels.device)
+                images, asked, samples = pixels[there], asked[left], samples[there]
+            changed = self._augment(images, epoch, asked) if self._augment else images
             batch = self._normalise(changed), self.labels.index_select(0, samples)
             yield _mixed(self._mixing, batch, epoch, samples, alone=ranks == 1) if self._mixing else batch
 
     def indices(self, epoch: int, start: int = 0, *, step: int = 1, rank: int = 0, ranks: int = 1) -> Iterator[Tensor]:
         """The numbers of the samples of the batches that `batches` gives with the same arguments, int64 [B] on the device."""
-        order = self.order(epoch).to(self.labels.device)
-        for bounds in self._bounds[start::step]:
-            first, last = _share(*bounds, rank, ranks)
-            yield order[first:last]
+        order, bounds = self._shares(epoch, start, step, rank, ranks)
+        on_device = order.to(self.labels.device)
+        return (on_device[first:last] for first, last in bounds)
 
     def images(self, indices: Tensor) -> Tensor:
         """The images of these samples, as the model takes them."""
-        (pixels,) = self._source.batches(indices.cpu(), [(0, len(indices))])
+        asked = indices.cpu()
+        ((pixels, lost),) = self._source.batches(asked, [(0, len(asked))])
+        self._all_but_known(lost, asked)
         return self._normalise(pixels)
 
     def straight(self, size: int) -> Iterator[Tensor]:
-        """The images of the whole split in the order of its samples, `size` together, as the model takes them."""
-        total = len(self.labels)
-        bounds = [(first, min(first + size, total)) for first in range(0, total, size)]
-        for pixels in self._source.batches(torch.arange(total), bounds):
+        """The images of the whole split in the order of its samples, `size` together, as the model takes them.
+
+        What is left out is among them, black.
+        """
+        order = torch.arange(len(self.labels))
+        bounds = [(first, min(first + size, len(order))) for first in range(0, len(order), size)]
+        for (first, last), (pixels, lost) in zip(bounds, self._source.batches(order, bounds), strict=True):
+            self._all_but_known(lost, order[first:last])
             yield self._normalise(pixels)
 
     def order(self, epoch: int) -> Tensor:
@@ -124,17 +145,53 @@ class Loader:
         """End the reading processes, if there are any."""
         self._source.close()
 
+    def _readable(self, epoch: int) -> tuple[Tensor, Bounds]:
+        """The order of an epoch without what cannot be read, and where each batch begins and ends in that."""
+        order = self.order(epoch)
+        if not self.corrupt:
+            return order, self.bounds
+        sound = torch.ones(len(order), dtype=torch.bool)
+        sound[list(self.corrupt)] = False
+        kept = sound[order]
+        before = [0, *kept.cumsum(0).tolist()]
+        return order[kept], [(before[first], before[last]) for first, last in self.bounds]
+
+    def _shares(self, epoch: int, start: int, step: int, rank: int, ranks: int) -> tuple[Tensor, Bounds]:
+        """The order of an epoch, and where in it a rank's shares of its batches are."""
+        order, bounds = self._readable(epoch)
+        shares = [_share(first, last, rank, ranks) for first, last in bounds[start::step]]
+        return order, shares if self._train else [(first, last) for first, last in shares if first < last]
+
+    def _all_but_known(self, lost: Mapping[int, str], asked: Tensor) -> None:
+        """Raise DataError where some of what was `asked` for could not be read, and nobody knew of that."""
+        for position, message in lost.items():
+            if int(asked[position]) not in self.corrupt:
+                raise unreadable(message)
+
+    def _left(self, lost: Mapping[int, str], asked: Tensor, *, shared: bool) -> Tensor:
+        """Where in a batch that was `asked` for the others are, once some could not be read that nobody knew of."""
+        message = next(iter(lost.values()))
+        if self._on_corrupt == "fail":
+            raise unreadable(message)
+        if shared:  # the other ranks count on this one's samples
+            raise DataError(f"{message}; it could be read when the job began", "Submit the job again: it will be left out.")
+        self.corrupt |= {int(asked[position]): why for position, why in lost.items()}
+        if len(lost) == len(asked) and self._train:
+            raise unreadable(f"of a batch of {len(asked)} images none can be read; {message}")
+        return torch.tensor([position for position in range(len(asked)) if position not in lost], dtype=torch.int64)
+
 
 def make_loader(
     images: Images, spec: LoaderSpec, preprocessing: Preprocessing, *,
     channels: int, seed: int, train: bool, device: torch.device, places: Places,
+    tier: Tier | None = None, on_corrupt: OnCorrupt = "fail", say: Callable[[str], None] = print,
     augment: Pipeline | None = None, mixing: Mixing | None = None,
 ) -> Loader:  # fmt: skip
-    """The batches of a split. Where its decoded bytes fit `places.resident_bytes` they are decoded here, once.
+    """The batches of a split, in its `tier` (`core.placing.choose`; left out, it is chosen here).
 
     They are decoded at the size that `augment` wants them at. Only a training split is shuffled, and loses its last, ragged
     batch with `drop_last`. Raises SpecError where that leaves nothing, and DataError, which names the file, where an image
-    cannot be read.
+    cannot be read and `on_corrupt` is "fail".
     """
     if not train:
         spec = spec.model_copy(update={"drop_last": False})
@@ -144,24 +201,18 @@ def make_loader(
             "/loader/drop_last",
             f"{len(images)} training images are less than one batch of {spec.batch_size}: nothing is left; lower batch_size",
         )
-    side = augment.held if augment else preprocessing.size
-    decoder = Decoder(images, side)
-    size = estimate(images, side, channels)
-    source: Resident | Streaming
-    if size <= places.resident_bytes:
-        source = Resident(decode_all(decoder, channels, spec.workers).to(device))
-    else:
-        source = Streaming(decoder, size, spec.workers, device)
-    shuffle_seed = seed if train and spec.shuffle else None
-    return Loader(
+    size = augment.held if augment else preprocessing.size
+    tier = tier or choose(images, size, channels, places, room_on(device, places))
+    source, corrupt = place(
+        images, size, channels, tier, workers=spec.workers, corrupt=on_corrupt, device=device, places=places, say=say
+    )
+    loader = Loader(
         source, images.labels.to(device), preprocessing,
-        bounds=bounds, shuffle_seed=shuffle_seed, augment=augment, mixing=mixing,
+        bounds=bounds, shuffle_seed=seed if train and spec.shuffle else None, on_corrupt=on_corrupt, train=train,
+        augment=augment, mixing=mixing,
     )  # fmt: skip
-
-
-def estimate(images: Images, side: int, channels: int) -> int:
-    """Bytes of the split when decoded, with images of `side` pixels a side; nothing is read."""
-    return len(images) * channels * side**2
+    loader.leave_out(corrupt)
+    return loader
 
 
 def steps_per_epoch(samples: int, spec: JobSpec) -> int:

@@ -261,7 +261,7 @@ class CheckpointData(Data):
 
 
 class LogData(Data):
-    """A line: what the training code printed or warned, or a checkpoint that a resume passed over as damaged."""
+    """A line: what the training code printed or warned, a checkpoint passed over as damaged, an image that is left out."""
 
     kind = "log"
     level: Literal["info", "warning", "error"] = "info"

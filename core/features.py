@@ -6,7 +6,7 @@ it makes of all images fits in memory. The losses are those of the plain run, wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from core.batches import Loader
 from core.cut import Cut, cut, is_sound
 from core.freezing import Freezes
 from core.places import Places
+from core.placing import room_on
 from core.spec import JobSpec
 
 Runner = Callable[[Tensor, Callable[[Tensor], Any]], Any]
@@ -98,7 +99,6 @@ class Featured:
     """A loader whose batches are (Features, targets), for as long as the frozen part is as it was; then those of the loader."""
 
     def __init__(self, loader: Loader, backbone: Backbone) -> None:
-        self.samples = loader.samples
         self.tier = loader.tier
         self._loader = loader
         self._backbone = backbone
@@ -108,9 +108,23 @@ class Featured:
         """Batches per epoch."""
         return len(self._loader)
 
-    def sizes(self) -> list[int]:
+    @property
+    def samples(self) -> int:
+        """Of an epoch, as the loader has it."""
+        return self._loader.samples
+
+    @property
+    def corrupt(self) -> dict[int, str]:
+        """What the loader leaves out."""
+        return self._loader.corrupt
+
+    def leave_out(self, corrupt: Mapping[int, str]) -> None:
+        """More of it, from the next epoch on."""
+        self._loader.leave_out(corrupt)
+
+    def sizes(self, epoch: int = 0) -> list[int]:
         """The samples of each batch, over all ranks."""
-        return self._loader.sizes()
+        return self._loader.sizes(epoch)
 
     def batches(
         self, epoch: int, start: int = 0, *, step: int = 1, rank: int = 0, ranks: int = 1
@@ -157,8 +171,8 @@ def foresee(
     told = FeatureFacts(once=False, reason="", shapes=shapes, bytes=total)
     if each > _WIDEST * 3 * size * size:
         reason = f"of an image of {3 * size * size} numbers the frozen part makes {each}: it is too early in the model"
-    elif total > places.resident_bytes:
-        reason = f"the features of all images take {total} bytes, and {places.resident_bytes} may be held"
+    elif total > (room := room_on(device, places).bytes):
+        reason = f"the features of all images take {total} bytes, and {room} may be held"
     else:
         reason = f"the frozen part gives the same each epoch: what {', '.join(made.names)} gives is kept"
         return made, told.model_copy(update={"once": True, "reason": reason})

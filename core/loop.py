@@ -22,6 +22,7 @@ from core.control import GroupControl
 from core.errors import NonFiniteLossError
 from core.events import AdjustedData, CheckpointData, Data, EpochData, Figure, Iteration, LogData, RewoundData, best, figure
 from core.groups import learning_rates
+from core.left_out import Listing, agree
 from core.outputs import LossFunction, logits_of
 from core.places import Places
 from core.plan import Prepared, prepare
@@ -178,12 +179,22 @@ def fit(
         _thawed(job.recipe, [one for one in asked.done if (one.step or 0) <= progress.step])
         keeper = _Keeper(job, control, asked, directory, Pace(spec.checkpoint.every, clock), publish, halts)
         keeper.share()
+        listing = Listing({"training": job.train, "validation": job.validation})
         try:
-            while progress.epoch < spec.training.epochs:
+            yield from _warnings(progress.step, listing.new())
+            while (epoch := progress.epoch) < spec.training.epochs:
                 progress = yield from _epoch(keeper, progress)
+                if spec.dataset.corrupt == "skip":
+                    agree(job.train, ranks)
+                    agree(job.validation, ranks)
+                    yield from _warnings(progress.step, (*listing.new(), *listing.total(epoch)))
         finally:
             job.train.close()
             job.validation.close()
+
+
+def _warnings(step: int, lines: Iterable[str]) -> Iterator[tuple[int, Data]]:
+    return ((step, LogData(level="warning", message=line)) for line in lines)
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,10 @@ class Places(BaseModel):
     plugins: tuple[str, ...] = ()
     plugins_dir: Path | None = None
     download: bool = False
-    resident_bytes: int = 4 << 30
+    resident_bytes: int | None = None
+    """Decoded images that may be held on the device; None leaves it to `core.placing`."""
+    image_cache_bytes: int = 64 << 30
+    """Decoded images that may be kept on disk."""
     pinned: dict[str, PinnedWeights] = {}
     """Sources of weights by their text in the spec."""
 
@@ -72,6 +75,11 @@ class Places(BaseModel):
     def weights_cache(self) -> Path:
         """What was fetched, each file under its `cache_names`. It may be deleted at any time."""
         return self.cache / "weights"
+
+    @property
+    def images_cache(self) -> Path:
+        """Decoded images (`core.image_cache`). It may be deleted at any time."""
+        return self.cache / "images"
 
     def find(self, pinned: PinnedWeights) -> Path | None:
         """The file of weights that was published elsewhere, if it lies here: below the inputs root, fetched, or torch.hub's."""

@@ -14,11 +14,11 @@ from pydantic import BaseModel, ValidationError
 from torch import nn
 from torch.optim import Optimizer
 
-from core import augment, features, mixing, schedules, sources, weights
+from core import augment, features, left_out, mixing, schedules, sources, weights
 from core import groups as grouping
 from core.assignment import Group
 from core.assignment import resolve as resolve_groups
-from core.batches import Loader, Preprocessing, batch_bounds, estimate, make_loader, steps_per_epoch
+from core.batches import Loader, Preprocessing, batch_bounds, make_loader, steps_per_epoch
 from core.catalog import build_loss, check_loss
 from core.datasets import Dataset, open_dataset
 from core.errors import DataError, Fault, SpecError, TransferError
@@ -30,11 +30,13 @@ from core.hyperparameters import check_optimizer
 from core.models import build_model, find_head, get_model
 from core.norms import of_another_kind
 from core.places import PinnedWeights, Places
+from core.placing import Tier, choose, room_on
 from core.ranks import Ranks
 from core.recipe import Recipe, make_recipe
 from core.resolve import resolve
-from core.shapes import shapes_of
+from core.shapes import run_shapes, shapes_of
 from core.spec import JobSpec, faults_of
+from core.tiers import TierName
 from core.trial import Memory, check_forward, memory
 
 _STAND_IN = 10  # classes to build the model for where the dataset could not be opened, so that its own faults are found
@@ -85,6 +87,14 @@ class PreprocessingFacts(BaseModel):
     std: tuple[float, float, float]
 
 
+class SplitTier(BaseModel):
+    """Where the decoded images of a split are held, and by which numbers that was decided."""
+
+    tier: TierName
+    bytes: int
+    why: str
+
+
 class Steps(BaseModel):
     """Optimizer steps."""
 
@@ -98,7 +108,8 @@ class Plan(BaseModel):
     spec: JobSpec
     dataset: DatasetFacts
     preprocessing: PreprocessingFacts
-    tier: str
+    tiers: dict[str, SplitTier]
+    """Of `train` and `validation`."""
     transfer: TransferData | None
     """None while nobody here can tell: the file of weights was not fetched yet, and does not begin with what is in it."""
     pinned: PinnedWeights | None
@@ -132,15 +143,22 @@ def prepare(spec: JobSpec, places: Places, device: torch.device, ranks: Ranks | 
     scheduled = partial(schedules.assign, spec=spec, per_epoch=per_epoch)
     optimizer, grouped = grouping.build_optimizer(model, spec.optimizer, device, transfer.head, scheduled)
 
+    pipeline = _pipeline(spec, dataset, preprocessing)
+    tiers = _tiers(dataset, preprocessing, places, device, pipeline)
+
     def loader(train: bool) -> Loader:
         return make_loader(
             dataset.train if train else dataset.validation, spec.loader, preprocessing,
             channels=dataset.channels, seed=spec.training.seed, train=train, device=device, places=places,
-            augment=_pipeline(spec, dataset, preprocessing) if train else None,
-            mixing=mixing.of_training(spec.training, dataset) if train else None,
+            tier=tiers["train" if train else "validation"], on_corrupt=spec.dataset.corrupt,
+            augment=pipeline if train else None, mixing=mixing.of_training(spec.training, dataset) if train else None,
         )  # fmt: skip
 
     train, validation = loader(True), loader(False)
+    if spec.dataset.corrupt == "skip":
+        for split in (train, validation):
+            left_out.agree(split, ranks)
+        left_out.check(train, validation, spec.training.epochs, partial(_trains_on_one, spec, len(dataset.classes), places))
     made, _ = features.foresee(
         model, grouped, spec, places, size=preprocessing.size, images=len(dataset.train) + len(dataset.validation)
     )
@@ -169,7 +187,8 @@ def plan(spec: JobSpec, places: Places) -> Plan:
     Raises SpecError with every fault that could be found in one go.
     """
     faults = _Faults()
-    dataset = faults.collect(lambda: _open(spec, places), "/dataset/source")
+    corrupt: list[str] = []
+    dataset = faults.collect(lambda: _open(spec, places, corrupt), "/dataset/source")
     classes = len(dataset.classes) if dataset else _STAND_IN
     faults.collect(lambda: _check_loss(spec, dataset))
     faults.add(schedules.check(spec))
@@ -203,14 +222,13 @@ def plan(spec: JobSpec, places: Places) -> Plan:
         groups = faults.collect(partial(schedules.assign, groups, spec, steps.per_epoch))
     if faults.found or not dataset or not groups or activations is None or not steps:
         raise SpecError(*faults.found)
-    sides = (dataset.train, pipeline.held if pipeline else preprocessing.size), (dataset.validation, preprocessing.size)
-    splits = [estimate(images, side, dataset.channels) for images, side in sides]
-    held = sum(size for size in splits if size <= places.resident_bytes)
+    tiers = _tiers(dataset, preprocessing, places, None, pipeline)
+    held = sum(tier.bytes for tier in tiers.values() if tier.name == "resident")
     return Plan(
         spec=resolved,
         dataset=_facts(dataset),
         preprocessing=PreprocessingFacts(**asdict(preprocessing)),
-        tier="resident" if splits[0] <= places.resident_bytes else "streaming",
+        tiers={split: SplitTier(tier=tier.name, bytes=tier.bytes, why=tier.why) for split, tier in tiers.items()},
         transfer=transfer,
         pinned=sources.pin(spec.pretrained.source, places) if spec.pretrained else None,
         groups=grouping.report(groups, spec.optimizer, torch.device("cpu")),
@@ -220,6 +238,7 @@ def plan(spec: JobSpec, places: Places) -> Plan:
         memory=memory(model, spec, activations=activations, data=held + (kept.bytes if kept and kept.once else 0)),
         warnings=[
             *dataset.notes,
+            *corrupt,
             *_warnings(spec, transfer, groups, len(batch_bounds(samples, spec.loader))),
             *augment.notes(spec.dataset.augment, pipeline),
             *schedules.notes(groups, steps.total),
@@ -264,11 +283,37 @@ def _seed(seed: int) -> None:
     random.seed(seed)
 
 
-def _open(spec: JobSpec, places: Places) -> Dataset:
-    """The dataset, and one image of it read, so that an unreadable one is found."""
+def _open(spec: JobSpec, places: Places, corrupt: list[str]) -> Dataset:
+    """The dataset, and one image of it read, so that an unreadable one is found: a fault, or a note in `corrupt`."""
     dataset = open_dataset(spec.dataset, places, spec.training.seed)
-    dataset.train.read(0)
+    try:
+        dataset.train.read(0)
+    except DataError as error:
+        if spec.dataset.corrupt == "fail":
+            raise
+        corrupt.append(f"{error}; it will be left out, and so will others")
     return dataset
+
+
+def _tiers(
+    dataset: Dataset, preprocessing: Preprocessing, places: Places, device: torch.device | None, pipeline: augment.Pipeline | None
+) -> dict[str, Tier]:
+    """Of both splits: validation has what training leaves of the device's room, at the size that its augmentation wants."""
+    room = room_on(device, places)
+    train = choose(dataset.train, pipeline.held if pipeline else preprocessing.size, dataset.channels, places, room)
+    return {
+        "train": train,
+        "validation": choose(dataset.validation, preprocessing.size, dataset.channels, places, room.less(train)),
+    }
+
+
+def _trains_on_one(spec: JobSpec, classes: int, places: Places) -> bool:
+    model = shapes_of(lambda: build_model(spec.model, classes, places))
+    try:
+        run_shapes(model, spec.dataset.image_size or 0, 1)
+    except Exception:  # whatever a model raises where one image is too few
+        return False
+    return True
 
 
 def _bare(spec: JobSpec) -> JobSpec:

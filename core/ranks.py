@@ -56,8 +56,8 @@ class SharedBatches(Batches, Protocol):
         """Each `step`th batch from `start` on, and of each the share of one rank."""
         ...
 
-    def sizes(self) -> list[int]:
-        """The samples of each batch, over all ranks."""
+    def sizes(self, epoch: int) -> list[int]:
+        """The samples of each batch of an epoch, over all ranks."""
         ...
 
 
@@ -170,7 +170,7 @@ class Group(Ranks):
         self._trained = []
         shared = cast("SharedBatches", loader)
         mine = shared.batches(epoch, start * size, rank=self.rank, ranks=self.size)
-        sizes = iter(shared.sizes()[start * size :])
+        sizes = iter(shared.sizes(epoch)[start * size :])
         while window := list(islice(mine, size)):
             yield Window(window, sum(islice(sizes, len(window))))
 

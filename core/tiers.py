@@ -1,10 +1,11 @@
-"""Where a batch's uint8 images come from: a tensor that holds the whole split, or files that are decoded as their turn comes."""
+"""Where a batch's uint8 images come from: the device's memory, a file of decoded images, or files decoded as their turn comes."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import closing
-from typing import Any, Literal
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.utils.data
@@ -17,7 +18,37 @@ from core.images import Images
 from core.randomness import generator
 
 Bounds = list[tuple[int, int]]
-_CHUNK = 256  # images that are decoded together for the resident tier
+TierName = Literal["resident", "cached", "streaming"]
+_AHEAD = 2
+"""Batches that are gathered from disk before their turn."""
+_MOST_WORKERS = 16
+_FEW = 256
+"""Images that are decoded sooner than processes for it are started."""
+
+
+class Piece(NamedTuple):
+    """Images that were asked for together. Those that could not be read are black, and in `lost` by their position in it."""
+
+    pixels: Tensor
+    """uint8 [B, C, S, S]."""
+    lost: dict[int, str]
+    """Why, with the file's name."""
+
+
+class Source(Protocol):
+    """The images of a split, in any order."""
+
+    tier: TierName
+    bytes: int
+    """Of the split, decoded."""
+
+    def batches(self, order: Tensor, bounds: Bounds) -> Iterator[Piece]:
+        """For each of `bounds` the images of that part of `order` (int64, indices into the split), on the device."""
+        ...
+
+    def close(self) -> None:
+        """End what reads ahead."""
+        ...
 
 
 def fit(image: Tensor, size: int) -> Tensor:
@@ -38,32 +69,71 @@ def fit(image: Tensor, size: int) -> Tensor:
 class Resident:
     """The whole split on the device, uint8 [N, C, S, S]: a batch is one gather."""
 
-    tier: Literal["resident"] = "resident"
+    tier: TierName = "resident"
 
     def __init__(self, pixels: Tensor) -> None:
         self._pixels = pixels
         self.bytes = pixels.numel()
 
-    def batches(self, order: Tensor, bounds: Bounds) -> Iterator[Tensor]:
-        """uint8 [B, C, S, S] for each of `bounds`."""
+    def batches(self, order: Tensor, bounds: Bounds) -> Iterator[Piece]:
+        """Nothing is lost here: what could not be read was known before."""
         order = order.to(self._pixels.device)
         for first, last in bounds:
-            yield self._pixels.index_select(0, order[first:last])
+            yield Piece(self._pixels.index_select(0, order[first:last]), {})
 
     def close(self) -> None:
         """Nothing to end."""
 
 
+class Cached:
+    """The split in a mapped file of decoded images, uint8 [M, C, S, S], of which `rows` (int64 [N]) are its own.
+
+    A thread gathers the next batches, into pinned memory where they go to a GPU, so that a slow disk is not waited for.
+    """
+
+    tier: TierName = "cached"
+
+    def __init__(self, pixels: Tensor, rows: Tensor, device: torch.device) -> None:
+        self._pixels = pixels
+        self._rows = rows
+        self._device = device
+        self.bytes = len(rows) * pixels[0].numel()
+
+    def batches(self, order: Tensor, bounds: Bounds) -> Iterator[Piece]:
+        """As above; the thread ends with the epoch."""
+        rows = self._rows[order]
+        ahead: deque[Future[Tensor]] = deque()
+        with ThreadPoolExecutor(1, "gather") as reader:
+            for first, last in bounds:
+                ahead.append(reader.submit(self._gather, rows[first:last]))
+                if len(ahead) > _AHEAD:
+                    yield self._arrived(ahead.popleft())
+            while ahead:
+                yield self._arrived(ahead.popleft())
+
+    def close(self) -> None:
+        """Nothing to end: the file is let go with the last reference to it."""
+
+    def _gather(self, rows: Tensor) -> Tensor:
+        # Pinned memory comes from torch's own pool, which gives it out again only once its copy is done.
+        shape = (len(rows), *self._pixels.shape[1:])
+        batch = torch.empty(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+        return torch.index_select(self._pixels, 0, rows, out=batch)
+
+    def _arrived(self, batch: Future[Tensor]) -> Piece:
+        return Piece(batch.result().to(self._device, non_blocking=True), {})
+
+
 class Streaming:
     """Each batch decoded when its turn comes, by `workers` processes ahead of it, or here where there are none."""
 
-    tier: Literal["streaming"] = "streaming"
+    tier: TierName = "streaming"
 
-    def __init__(self, decoder: Decoder, size: int, workers: int, device: torch.device) -> None:
-        self.bytes = size
+    def __init__(self, decoder: Decoder, workers: int, device: torch.device) -> None:
+        self.bytes = decoder.bytes
         self._device = device
         self._sampler = _Pieces()
-        self._loader: DataLoader[Tensor | DataError] | None = DataLoader(
+        self._loader: DataLoader[Piece] | None = DataLoader(
             decoder,
             batch_sampler=self._sampler,
             num_workers=workers,
@@ -73,40 +143,58 @@ class Streaming:
             generator=generator(0),  # else each epoch, validation's too, would draw a seed from the global generator
         )
 
-    def batches(self, order: Tensor, bounds: Bounds) -> Iterator[Tensor]:
-        """uint8 [B, C, S, S] for each of `bounds`. Raises DataError where an image cannot be read."""
+    def batches(self, order: Tensor, bounds: Bounds) -> Iterator[Piece]:
+        """As above; what cannot be read is found here."""
         if self._loader is None:
             raise RuntimeError("this loader is closed")
         self._sampler.pieces = [order[first:last].tolist() for first, last in bounds]
-        for batch in self._loader:
-            if isinstance(batch, DataError):
-                raise batch
-            yield batch.to(self._device, non_blocking=True)
+        for pixels, lost in self._loader:
+            yield Piece(pixels.to(self._device, non_blocking=True), lost)
 
     def close(self) -> None:
         """End the processes: they live as long as the DataLoader."""
         self._loader = None
 
 
-class Decoder(torch.utils.data.Dataset["Tensor | DataError"]):
-    """Batches of images as uint8 [B, C, S, S]. An error goes as a value: raised, DataLoader makes it the text of a traceback."""
+class Decoder(torch.utils.data.Dataset[Piece]):
+    """Images of a split as uint8 [B, C, S, S]; with `size` 0 they are read, and nothing of them is kept.
 
-    def __init__(self, images: Images, size: int) -> None:
+    What cannot be read goes as a value: an error that is raised becomes the text of a traceback in DataLoader.
+    """
+
+    def __init__(self, images: Images, size: int, channels: int) -> None:
         self.images = images
         self.size = size
+        self.channels = channels
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, indices: Sequence[int]) -> Tensor | DataError:
-        if not indices:  # a rank that has no share of a batch; one channel stands for any number
-            return torch.empty((0, 1, self.size, self.size), dtype=torch.uint8)
-        try:
-            if self.images.shape() is not None:
-                return fit(torch.stack([self.images.read(index) for index in indices]), self.size)
-            return torch.stack([fit(self.images.read(index), self.size) for index in indices])
-        except DataError as error:
-            return error
+    @property
+    def bytes(self) -> int:
+        """Of all images, decoded."""
+        return len(self.images) * self.channels * self.size**2
+
+    def __getitems__(self, indices: Sequence[int]) -> Piece:
+        """The images at `indices`; there may be none, as a rank may have no share of a batch."""
+        lost: dict[int, str] = {}
+        read: list[Tensor] = []
+        fitted = torch.zeros((len(indices), self.channels, self.size, self.size), dtype=torch.uint8)
+        alike = self.size and self.images.shape() is not None
+        for position, index in enumerate(indices):
+            try:
+                image = self.images.read(index)
+            except DataError as error:
+                lost[position] = str(error)
+                continue
+            if alike:
+                read.append(image)
+            elif self.size:
+                fitted[position] = fit(image, self.size)
+        if read:
+            there = [position for position in range(len(indices)) if position not in lost]
+            fitted[there] = fit(torch.stack(read), self.size)
+        return Piece(fitted, lost)
 
 
 class _Pieces(Sampler[list[int]]):
@@ -122,16 +210,15 @@ class _Pieces(Sampler[list[int]]):
         return len(self.pieces)
 
 
+def processes(wanted: int | None, images: Images) -> int:
+    """How many to read a split with. Where the spec leaves it open: one for each core of this process, if that is worth it."""
+    if wanted is not None:
+        return wanted
+    cores = torch.get_num_threads()
+    if images.stamp() is None or len(images) < _FEW or cores == 1:
+        return 0
+    return min(cores, _MOST_WORKERS)
+
+
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-def decode_all(decoder: Decoder, channels: int, workers: int) -> Tensor:
-    """Every image, in order: uint8 [N, C, S, S]."""
-    total = len(decoder)
-    pixels = torch.empty((total, channels, decoder.size, decoder.size), dtype=torch.uint8)
-    bounds = [(first, min(first + _CHUNK, total)) for first in range(0, total, _CHUNK)]
-    with closing(Streaming(decoder, pixels.numel(), min(workers, len(bounds)), torch.device("cpu"))) as reader:
-        for (first, last), batch in zip(bounds, reader.batches(torch.arange(total), bounds), strict=True):
-            pixels[first:last] = batch
-    return pixels

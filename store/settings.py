@@ -93,9 +93,16 @@ class Settings(BaseSettings):
     plan_seconds: float = Field(default=60, description="Time limit of a plan.")
     plan_memory: int = Field(default=8 << 30, description="Bytes that a plan may allocate.")
     plans_at_once: int = Field(default=2, description="More wait their turn.")
-    resident_bytes: int = Field(
-        default=4 << 30,
-        description="Decoded datasets up to this size are held in memory (on the GPU, where one is used).",
+    resident_bytes: int | None = Field(
+        default=None,
+        description=(
+            "Decoded datasets up to this size are held in memory (on the GPU, where one is used). By default 4 GiB, "
+            "on a GPU half of what is free there."
+        ),
+    )
+    image_cache_bytes: int = Field(
+        default=64 << 30,
+        description="Decoded datasets kept on disk, below DATA_DIR/cache/images, may have as much; 0 keeps none.",
     )
     max_body: int = Field(default=1 << 20, description="Bytes of a request body that is no upload.")
     upload_bytes: int = Field(default=10 << 30, description="Bytes of an archive that is uploaded.")
@@ -174,6 +181,7 @@ class Settings(BaseSettings):
             "plugins_dir": str(self.plugin_path),
             "download": self.download,
             "resident_bytes": self.resident_bytes,
+            "image_cache_bytes": self.image_cache_bytes,
         }
 
     def policy(self) -> dict[str, Any]:

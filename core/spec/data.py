@@ -56,6 +56,10 @@ class DatasetSpec(Part):
         default=0.1,
         description="Share of the training set held out (stratified, by seed) where there is no split of its own.",
     )
+    corrupt: Literal["fail", "skip"] = Field(
+        default="fail",
+        description="What an image that cannot be read does: end the job by its name, or be left out of every batch, and listed.",
+    )
 
 
 class LoaderSpec(Part):
@@ -66,6 +70,6 @@ class LoaderSpec(Part):
     )
     shuffle: bool = Field(default=True, description="Draw a new order each epoch, a function of (seed, epoch).")
     drop_last: bool = Field(default=False, description="Leave the last, ragged batch of an epoch out.")
-    workers: Annotated[int, Field(ge=0, le=256)] = Field(
-        default=0, description="Processes that read and decode images; 0 reads in the trainer."
+    workers: Annotated[int, Field(ge=0, le=256)] | None = Field(
+        default=None, description="Processes that read and decode images; null: as many as help, 0: the trainer reads itself."
     )

@@ -1,16 +1,13 @@
 """Batches: the order of samples, where batches end, both tiers alike, nothing taken from the global random state."""
 
-import contextlib
-
 import pytest
 import torch
 from torchvision.transforms.v2 import functional as transforms
 
-from core.batches import Normalise, Preprocessing, batch_bounds, estimate, make_loader, steps_per_epoch
-from core.datasets import open_dataset
-from core.errors import DataError, SpecError
-from core.images import ArrayImages, FileImages
-from core.spec import DatasetSpec, JobSpec, LoaderSpec
+from core.batches import Normalise, Preprocessing, batch_bounds, make_loader, steps_per_epoch
+from core.errors import SpecError
+from core.images import ArrayImages
+from core.spec import JobSpec, LoaderSpec
 from core.tiers import fit
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12, of workers
@@ -150,32 +147,6 @@ def test_resizing_is_torchvision_s_with_antialias():
 # --- tiers -------------------------------------------------------------------------------------------------------------------
 
 
-def test_the_tier_follows_from_the_bytes_and_nothing_is_read_to_know_them(places):
-    absent = FileImages(places.inputs, ["a.png", "b.png"], torch.tensor([0, 1]))
-    assert estimate(absent, 32, 3) == 2 * 3 * 32 * 32
-    exact, short = (places.model_copy(update={"resident_bytes": limit}) for limit in (2 * 64, 2 * 64 - 1))
-    pair = ArrayImages(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]), "train")
-    for limited, tier in ((exact, "resident"), (short, "streaming")):
-        loader = make_loader(pair, LoaderSpec(), PLAIN, channels=1, seed=0, train=True, device=CPU, places=limited)
-        assert (loader.tier, loader.bytes) == (tier, 128)
-
-
-@pytest.mark.slow  # starts reading processes: three times two
-@pytest.mark.parametrize("workers", [0, 2])
-def test_both_tiers_give_the_same_batches_with_and_without_workers(places, draw, load, workers):
-    draw({"pets/cats": 9, "pets/dogs": 8})
-    images = open_dataset(DatasetSpec(source="folder:pets"), places, 0).train
-    reference = load(images, channels=3, batch_size=4)
-    assert reference.tier == "resident"
-    for resident in (True, False):
-        loader = load(images, channels=3, batch_size=4, workers=workers, resident=resident)
-        for epoch in (0, 1):
-            for (ours, our_labels), (theirs, their_labels) in zip(loader.batches(epoch), reference.batches(epoch), strict=True):
-                assert torch.equal(ours, theirs)
-                assert torch.equal(our_labels, their_labels)
-        loader.close()
-
-
 @pytest.mark.parametrize("resident", [True, False])
 def test_an_epoch_that_goes_on_reads_only_what_is_left_of_it(numbered, load, resident):
     loader = load(numbered(45), batch_size=8, resident=resident)
@@ -193,20 +164,6 @@ def test_reading_takes_nothing_from_the_global_random_state(numbered, load, resi
     loader = load(numbered(40), batch_size=8, resident=resident)
     assert len(list(loader.batches(0))) == len(loader) == 5
     assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize("resident", [True, False])
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_corrupt_image_ends_the_epoch_by_its_name(places, draw, load, resident, workers):
-    draw({"pets/cats": 4, "pets/dogs": 4})
-    (places.inputs / "pets/cats/1.png").write_bytes(b"broken")
-    images = open_dataset(DatasetSpec(source="folder:pets"), places, 0).train
-    with (
-        pytest.raises(DataError, match=r"^the image cats/1\.png cannot be read") as caught,
-        contextlib.closing(load(images, channels=3, workers=workers, resident=resident)) as loader,
-    ):
-        list(loader.batches(0))
-    assert "Traceback" not in str(caught.value)
 
 
 def test_a_closed_loader_says_so(numbered, load):

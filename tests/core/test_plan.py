@@ -125,7 +125,7 @@ def test_a_plan_says_what_a_spec_means(planned: Planned) -> None:
     }  # fmt: skip
     assert found["steps"] == {"per_epoch": 17, "total": 51}
     assert found["lr"] == {"head": [[0, 1.0], [50, 1.0]], "default": [[0, 0.1], [50, 0.1]]}
-    assert found["tier"] == "resident"
+    assert found["tiers"]["train"]["tier"] == found["tiers"]["validation"]["tier"] == "resident"
     assert found["warnings"] == ["no pretrained weights are named: the model trains from scratch"]
     json.dumps(found, allow_nan=False)
 
@@ -188,7 +188,7 @@ def test_training_makes_what_the_plan_says(lab: Places) -> None:
     assert planned.groups == made.groups.model_copy(update={"runs": None})
     assert planned.transfer == made.transfer.model_copy(update={"sha256": None})
     assert planned.steps.per_epoch == made.steps_per_epoch == len(made.train)
-    assert planned.tier == made.train.tier
+    assert planned.tiers["train"].tier == made.train.tier
     assert planned.memory.data == made.train.bytes + made.validation.bytes
 
 
