@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from core.spec.values import Name, Part
+from core.spec.values import Name, Part, Task
 
 
 class DatasetSpec(Part):
@@ -15,6 +15,18 @@ class DatasetSpec(Part):
     source: Name = Field(
         description="`torchvision:NAME`, `folder:PATH` (below the inputs directory) or `sklearn:digits`.",
         examples=["torchvision:FashionMNIST", "folder:flowers", "sklearn:digits"],
+    )
+    labels: Name | None = Field(
+        default=None,
+        description=(
+            "With `folder:`: a CSV file in it that names the images and says their targets; by default `labels.csv`, where one "
+            "lies there and no class folders do."
+        ),
+        examples=["labels.csv"],
+    )
+    task: Task | None = Field(
+        default=None,
+        description="What the targets are; by default what the dataset says, which a CSV may leave open.",
     )
     image_size: Annotated[int, Field(ge=8, le=2048)] | None = Field(
         default=None, description="Side in pixels; by default that of the pretrained weights, else the dataset's own."
