@@ -19,20 +19,20 @@ from core import schedules, sources, weights
 from core.assignment import Group
 from core.assignment import resolve as resolve_groups
 from core.batches import Loader, Preprocessing, estimate, make_loader, steps_per_epoch
-from core.catalog import build_loss, check_loss
 from core.datasets import Dataset, open_dataset
 from core.errors import DataError, Fault, SpecError, TransferError
 from core.events import GroupsData, TransferData
 from core.freezing import freeze
 from core.heads import Head
 from core.hyperparameters import check_optimizer
+from core.losses import build_loss, check_outputs, loss_notes, make_loss
 from core.models import build_model, find_head, get_model
 from core.norms import of_another_kind
 from core.places import PinnedWeights, Places
 from core.ranks import Ranks
 from core.resolve import resolve
 from core.shapes import shapes_of
-from core.spec import JobSpec, faults_of
+from core.spec import JobSpec, Task, faults_of
 from core.trial import Memory, check_forward, memory
 
 _STAND_IN = 10  # classes to build the model for where the dataset could not be opened, so that its own faults are found
@@ -63,9 +63,13 @@ class Prepared:
 
 
 class DatasetFacts(BaseModel):
-    """The dataset as it was found; `size` is (height, width) where all images are alike."""
+    """The dataset as it was found; `size` is (height, width) where all images are alike.
+
+    `classes` are the names of the model's outputs: of a regression those of its numbers.
+    """
 
     source: str
+    task: Task
     classes: list[str]
     channels: int
     size: tuple[int, int] | None
@@ -118,7 +122,7 @@ def prepare(spec: JobSpec, places: Places, device: torch.device, ranks: Ranks | 
     dataset = open_dataset(spec.dataset, places, spec.training.seed)
     spec, preprocessing = resolve(spec, places, dataset)
     _seed(spec.training.seed)
-    model, transfer = get_model(spec, len(dataset.classes), places, dataset.classes)
+    model, transfer = get_model(spec, len(dataset.classes), places, dataset.classes, task=dataset.task)
     model.to(device)
     ranks = ranks or Ranks()
     ranks.adopt(model, spec.training.seed)
@@ -141,7 +145,7 @@ def prepare(spec: JobSpec, places: Places, device: torch.device, ranks: Ranks | 
         optimizer=optimizer,
         grouped=grouped,
         groups=grouping.report(grouped, spec.optimizer, device),
-        loss=build_loss(spec.loss).to(device),
+        loss=make_loss(spec.loss, dataset).to(device),
         train=loader(True),
         validation=loader(False),
         steps_per_epoch=per_epoch,
@@ -198,6 +202,7 @@ def plan(spec: JobSpec, places: Places) -> Plan:
         warnings=[
             *dataset.notes,
             *_warnings(spec, transfer, groups),
+            *loss_notes(spec.loss, dataset, spec.model.name),
             *schedules.notes(groups, steps.total),
             *_rank_warnings(spec, model),
         ],
@@ -252,9 +257,11 @@ def _bare(spec: JobSpec) -> JobSpec:
 
 
 def _check_loss(spec: JobSpec, dataset: Dataset | None) -> None:
-    loss = build_loss(spec.loss)
     if dataset:
-        check_loss(loss, spec.loss, len(dataset.classes), dataset.train.labels)
+        make_loss(spec.loss, dataset)
+    else:
+        build_loss(spec.loss, spec.dataset.task or "multiclass")
+    check_outputs(spec.loss, spec.model.name)
 
 
 def _shapes(resolved: JobSpec, spec: JobSpec, classes: int, places: Places) -> nn.Module:
@@ -283,7 +290,8 @@ def _plan_transfer(model: nn.Module, spec: JobSpec, head: Head, places: Places, 
     # Without the dataset's classes nothing can be said of the head.
     unknown: dict[str, Any] = {"head": "reset" if head.keys else "auto", "classes": None, "class_map": {}}
     wish = spec.pretrained if dataset else spec.pretrained.model_copy(update=unknown)
-    return weights.plan_transfer(model, source, wish, head, dataset.classes if dataset else ()).report
+    classes, task = (dataset.classes, dataset.task) if dataset else ((), "multiclass")
+    return weights.plan_transfer(model, source, wish, head, classes, task=task).report
 
 
 def _steps(spec: JobSpec, samples: int) -> Steps:
@@ -312,6 +320,7 @@ def _curves(groups: list[Group], total: int) -> dict[str, dict[str, list[tuple[i
 def _facts(dataset: Dataset) -> DatasetFacts:
     return DatasetFacts(
         source=dataset.source,
+        task=dataset.task,
         classes=list(dataset.classes),
         channels=dataset.channels,
         size=dataset.size,
@@ -333,8 +342,6 @@ def _warnings(spec: JobSpec, transfer: TransferData | None, groups: list[Group])
             yield f"group '{name}' is frozen: its {', '.join(given)} has no effect"
         if group.until_epoch is not None and group.until_epoch >= spec.training.epochs:
             yield f"group '{name}' is frozen for {group.until_epoch} of {spec.training.epochs} epochs: it never trains"
-    if spec.loss.name == "NLLLoss" and spec.model.name.startswith(("torchvision:", "timm:")):
-        yield "NLLLoss takes log-probabilities, but this model gives logits; CrossEntropyLoss is what fits them"
 
 
 def _transfer_warnings(spec: JobSpec, transfer: TransferData, groups: list[Group]) -> Iterator[str]:
