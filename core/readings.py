@@ -72,15 +72,15 @@ def _of_one(columns: Columns, cells: set[str], values: set[float] | None) -> Rea
     shown = f"its column '{columns.names[0]}'"
     if any(";" in cell for cell in cells):
         _ask(f"{shown} has cells with ';'", "set multilabel (labels with ; between them), or multiclass")
+    label = columns.names[0].casefold() == "label"
     if values is None:
-        odd = sorted(cell for cell in cells if np.isnan(_number(cell)) and cell)
-        if len(odd) < len(cells - {""}) and columns.names[0].casefold() != "label":
-            _ask(
-                f"{shown} has numbers, and '{odd[0]}'", "set multiclass, or regression to be told of each cell that is no number"
-            )
+        odd = {cell for cell in cells if cell and np.isnan(_number(cell))}
+        if not label and odd | {""} < cells | {""}:
+            choice = "set multiclass, or regression to be told of each cell that is no number"
+            _ask(f"{shown} has numbers, and '{min(odd)}'", choice)
         return "class"
     whole = all(value == round(value) for value in values if np.isfinite(value))
-    if columns.names[0].casefold() == "label":
+    if label:
         if not whole:
             _ask(f"{shown} has fractions", "set regression, or multiclass")
         return "class"

@@ -13,7 +13,7 @@ from core.events import KINDS
 from store.settings import Settings
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "schedules.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "schedules.md", ROOT / "docs" / "datasets.md")
 
 
 def settings() -> str:
@@ -58,6 +58,16 @@ def schedules() -> str:
     return table(("name", "per", "keywords (defaults)"), rows)
 
 
+def losses() -> str:
+    """Every loss that fits a task, with what it is given as targets."""
+    from core.losses import loss_table  # noqa: PLC0415
+
+    tasks = ("multiclass", "multilabel", "regression")
+    rows = [(f"`{name}`", *(loss["targets"].get(task, "") for task in tasks))
+            for name, loss in loss_table().items() if loss["targets"]]  # fmt: skip
+    return table(("loss", *tasks), rows)
+
+
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A Markdown table."""
     head = list(head)
@@ -65,7 +75,9 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-QUOTES: dict[str, Callable[[], str]] = {"settings": settings, "exits": exits, "events": events, "schedules": schedules}
+QUOTES: dict[str, Callable[[], str]] = {
+    "settings": settings, "exits": exits, "events": events, "schedules": schedules, "losses": losses,
+}  # fmt: skip
 
 
 def filled(text: str) -> str:

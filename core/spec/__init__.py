@@ -1,7 +1,7 @@
 """The job spec: what a person sends. Imports no torch, so that the api and the client can read it.
 
 A named thing (model, loss, optimizer) is `{"name": …}` plus the keywords of that thing's own constructor; here they are only
-held, `core.catalog` checks them against the signature. Every default stands in this package and nowhere else.
+held, `core.keywords` checks them against the signature. Every default stands in this package and nowhere else.
 """
 
 from core.spec.checkpoint import CheckpointSpec, EveryMinutes, EverySteps
