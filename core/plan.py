@@ -32,7 +32,7 @@ from core.places import PinnedWeights, Places
 from core.ranks import Ranks
 from core.resolve import resolve
 from core.shapes import shapes_of
-from core.spec import JobSpec, Task, faults_of
+from core.spec import JobSpec, LossSpec, Task, faults_of
 from core.trial import Memory, check_forward, memory
 
 _STAND_IN = 10  # classes to build the model for where the dataset could not be opened, so that its own faults are found
@@ -163,7 +163,7 @@ def plan(spec: JobSpec, places: Places) -> Plan:
     classes = len(dataset.classes) if dataset else _STAND_IN
     faults.collect(lambda: _check_loss(spec, dataset))
     faults.add(schedules.check(spec))
-    resolved, preprocessing = faults.collect(lambda: resolve(spec, places, dataset)) or resolve(_bare(spec), places, None)
+    resolved, preprocessing = _resolved(spec, places, dataset, faults)
     model = faults.collect(lambda: _shapes(resolved, spec, classes, places))
     if model is None:
         faults.collect(lambda: _check_source(spec, places))
@@ -252,8 +252,13 @@ def _open(spec: JobSpec, places: Places) -> Dataset:
     return dataset
 
 
-def _bare(spec: JobSpec) -> JobSpec:
-    return spec.model_copy(update={"pretrained": None})
+def _resolved(spec: JobSpec, places: Places, dataset: Dataset | None, faults: _Faults) -> tuple[JobSpec, Preprocessing]:
+    """As far as it goes: without the loss where that is at fault, else without the weights, which would say the image size."""
+    lossless = spec.model_copy(update={"loss": LossSpec()})
+    for wish in (spec, lossless):
+        if found := faults.collect(partial(resolve, wish, places, dataset)):
+            return found
+    return resolve(lossless.model_copy(update={"pretrained": None}), places, None)
 
 
 def _check_loss(spec: JobSpec, dataset: Dataset | None) -> None:

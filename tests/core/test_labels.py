@@ -392,6 +392,23 @@ def test_a_job_learns_labels_and_numbers(
     assert f'"task": "{task}"' in card
 
 
+def test_a_plan_tells_the_faults_of_the_loss_with_the_others(places: Places, squares: Path) -> None:
+    spec = {
+        "dataset": {"source": "folder:squares", "labels": "kinds.csv", "image_size": 8},
+        "model": {"name": "torchvision:squeezenet1_1"},
+        "loss": {"weight": "balanced"},
+        "optimizer": {"groups": [{"params": "nothing.*"}]},
+    }
+    with pytest.raises(SpecError) as refused:
+        plan(JobSpec.model_validate(spec), places)
+    assert {fault.pointer for fault in refused.value.faults} == {
+        "/loss/weight", "/dataset/image_size", "/optimizer/groups/0/params",
+    }  # fmt: skip
+    spec["loss"] = {"name": "BCELoss"}
+    with pytest.raises(SpecError, match="BCELoss takes probabilities, but this model gives logits"):
+        plan(JobSpec.model_validate(spec), places)
+
+
 def test_a_head_of_numbers_starts_anew_unless_it_is_kept(places: Places, squares: Path, tmp_path: Path) -> None:
     base = {
         "dataset": {"source": "folder:squares", "labels": "grey.csv", "image_size": 8},
