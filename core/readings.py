@@ -163,7 +163,15 @@ _READERS: dict[Reading, Callable[[Columns, TableFaults], tuple[list[str], Tensor
 def _matrix(columns: Columns) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
     """float32 [N, K]: NaN where a cell is no number, infinite where it is beyond float32."""
     with np.errstate(over="ignore"):
-        return np.stack([np.array(list(map(_number, cells)), dtype=np.float64) for cells in columns.cells], 1).astype(np.float32)
+        return np.stack([np.array(_numeric(cells), dtype=np.float64) for cells in columns.cells], 1).astype(np.float32)
+
+
+def _numeric(cells: Cells) -> list[float]:
+    """As `_number` has each; at once, where nothing is odd."""
+    try:
+        return list(map(float, cells))
+    except ValueError:
+        return list(map(_number, cells))
 
 
 def _sorted(names: set[str]) -> list[str]:
