@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from core.adjustments import GroupPatch
 from core.events import KINDS, Event, Failure, Figure, GroupRow, GroupsData, JobState, TransferData
-from core.spec import MOST_LABELS, JobSpec, Label, Name, Priority
+from core.spec import MOST_LABELS, JobSpec, Label, Name, Priority, Task
 
 Time = Annotated[str, Field(description="ISO 8601, UTC.", examples=["2026-01-31T12:00:00.123Z"])]
 STATES: tuple[JobState, ...] = get_args(JobState)
@@ -330,7 +330,8 @@ class DatasetFacts(BaseModel):
     """What the dataset turned out to be."""
 
     source: str
-    classes: list[str]
+    task: Task
+    classes: list[str] = Field(description="The names of the model's outputs: of a regression those of its numbers.")
     channels: int
     size: list[int] | None = Field(description="Height and width where all images share them.")
     train: int = Field(description="Samples.")
@@ -396,6 +397,13 @@ class CatalogEntry(BaseModel):
     refused: str | None = Field(description="Why a job cannot use it, where it cannot.")
 
 
+class LossEntry(CatalogEntry):
+    """A loss that a spec may name."""
+
+    targets: dict[Task, str] = Field(description="Of each task that it fits, what it is given as targets.")
+    unfit: dict[Task, str] = Field(description="Of each other task, why it does not fit. It depends on the numbers, too.")
+
+
 class ScheduleEntry(CatalogEntry):
     """A schedule that a spec may name. A keyword that is null is required, or filled in: docs/schedules.md."""
 
@@ -409,6 +417,6 @@ class Catalog(BaseModel):
     models: list[str] = Field(description="Those of torchvision, and of timm where it is installed (more than a thousand).")
     pretrained: dict[str, list[str]] = Field(description="Per model, the names of its weights.")
     augmentations: dict[str, CatalogEntry] = Field(description="Operations of torchvision.transforms.v2 for `dataset.augment`.")
-    losses: dict[str, CatalogEntry]
+    losses: dict[str, LossEntry]
     optimizers: dict[str, CatalogEntry]
     schedules: dict[str, ScheduleEntry]

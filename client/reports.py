@@ -108,6 +108,9 @@ def _frozen(row: Json) -> str:
     return "frozen" if row["until_epoch"] is None else f"frozen before epoch {row['until_epoch'] + 1}"
 
 
+_OUTPUTS = {"multiclass": "classes", "multilabel": "labels", "regression": "numbers"}
+
+
 def plan_view(plan: Json) -> RenderableType:
     """What a plan says, from the data to the warnings."""
     dataset, steps, memory = plan["dataset"], plan["steps"], plan["memory"]
@@ -115,7 +118,7 @@ def plan_view(plan: Json) -> RenderableType:
     facts.add_row(
         "dataset",
         f"{escape(dataset['source'])}: {dataset['train']:,} images to train on, {dataset['validation']:,} to validate, "
-        f"{len(dataset['classes'])} classes",
+        f"{len(dataset['classes'])} {_OUTPUTS[dataset['task']]}",
     )
     facts.add_row("model", f"{escape(plan['spec']['model']['name'])} at {plan['spec']['dataset']['image_size']} px")
     facts.add_row("steps", f"{steps['total']:,} ({steps['per_epoch']:,} an epoch)")

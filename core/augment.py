@@ -14,8 +14,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from core import draws
-from core.catalog import check_keywords, keyword_defaults
 from core.errors import Fault, SpecError, did_you_mean
+from core.keywords import check_keywords, keyword_defaults
 from core.operations import Kernel, OneByOne, kernel_of
 from core.spec import Augmentation
 from core.spec.data import Preset

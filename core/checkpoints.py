@@ -147,6 +147,7 @@ def _model_card(job: Prepared, progress: Progress, figures: Mapping[str, Figure]
     return {
         "format": FORMAT,
         "architecture": job.spec.model.model_dump(),
+        "task": job.dataset.task,
         "classes": list(job.dataset.classes),
         "preprocessing": asdict(job.preprocessing),
         "step": progress.step,

@@ -5,27 +5,28 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
 from core.errors import SpecError, did_you_mean
-from core.images import POINTER, ArrayImages, FileImages, Images, Opened, Part
+from core.images import POINTER, ArrayImages, FileImages, Images, Opened
+from core.labels import LABELS, read_labels
+from core.labels import NAME as LABELS_FILE
 from core.places import Places
-from core.randomness import generator
+from core.readings import TASK
 from core.spec import DatasetSpec, Task
+from core.splits import hold_out
 from core.torchvision_data import open_torchvision
 from core.torchvision_sets import RECIPES
 
-__all__ = ["Dataset", "Images", "dataset_sources", "open_dataset"]
+__all__ = ["Dataset", "Images", "dataset_sources", "open_dataset", "open_root"]
 
 VALIDATION_FOLDERS = ("val", "valid", "validation", "test")
 """Beside `train/`, the first of these that is there validates."""
-_HOLD_OUT = 1  # keys the draw of the held-out samples apart from those of the epochs' orders
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Dataset:
 
     source: str
     classes: tuple[str, ...]
+    """The names of the model's outputs: of classes, of labels, or of the numbers to be learnt."""
     channels: int
     """1 for grey images, else 3."""
     size: tuple[int, int] | None
@@ -50,20 +52,27 @@ class Dataset:
 def open_dataset(spec: DatasetSpec, places: Places, seed: int) -> Dataset:
     """The dataset that `spec.source` names. Reads no image files; where it has no split, `seed` says which samples validate.
 
-    Raises SpecError at /dataset/source where the source is unknown, is not there, is damaged, or cannot train a classifier.
+    Raises SpecError at /dataset/source where the source is unknown, is not there, is damaged, or has nothing to train on; at
+    /dataset/labels and /dataset/task where these do not go with it.
     """
     kind, _, name = spec.source.partition(":")
     if kind not in _OPENERS:
         raise SpecError.at(POINTER, f"'{spec.source}' is no dataset source.{_meant(spec.source, kind, name)}")
-    opened = _OPENERS[kind](name, places)
-    notes: list[str] = []
+    if spec.labels and kind not in _WITH_LABELS:
+        raise SpecError.at(LABELS, f"'{spec.source}' says its own targets; a CSV goes with {' and '.join(_WITH_LABELS)}")
+    opened = _OPENERS[kind](name, places, spec)
+    if spec.task not in (None, opened.task):
+        raise SpecError.at(TASK, f"its targets are {opened.task}, not {spec.task}{_WITH_LABELS.get(kind, '')}")
+    notes = list(opened.notes)
     train, validation = opened.train, opened.validation
-    _check_labels(opened.classes, train, "training")
+    _check_labels(opened, train, "training", notes)
     if validation is None or not len(validation):
-        train, validation = _hold_out(train, len(opened.classes), spec.validation, seed, notes)
+        train, validation, more = hold_out(train, opened.task, len(opened.classes), spec.validation, seed)
+        notes += more
     else:
-        _check_labels(opened.classes, validation, "validation")
-    sha = hashlib.sha256("\0".join(opened.classes).encode(errors="surrogateescape") + train.digest() + validation.digest())
+        _check_labels(opened, validation, "validation", notes)
+    names = "\0".join([*opened.classes, *([] if opened.task == "multiclass" else ["", opened.task])])
+    sha = hashlib.sha256(names.encode(errors="surrogateescape") + train.digest() + validation.digest())
     shape = train.shape()
     return Dataset(
         source=spec.source,
@@ -73,6 +82,7 @@ def open_dataset(spec: DatasetSpec, places: Places, seed: int) -> Dataset:
         train=train,
         validation=validation,
         fingerprint=sha.hexdigest(),
+        task=opened.task,
         notes=tuple(notes),
     )
 
@@ -82,7 +92,7 @@ def dataset_sources() -> dict[str, list[str]]:
     return {"torchvision": sorted(RECIPES), "sklearn": ["digits"], "folder": [], "upload": []}
 
 
-def _open_sklearn(name: str, places: Places) -> Opened:  # noqa: ARG001
+def _open_sklearn(name: str, places: Places, spec: DatasetSpec) -> Opened:  # noqa: ARG001
     if name != "digits":
         raise SpecError.at(POINTER, f"scikit-learn's '{name}' is not known here.{did_you_mean(name, ['digits'])}")
     try:
@@ -96,31 +106,47 @@ def _open_sklearn(name: str, places: Places) -> Opened:  # noqa: ARG001
     return Opened([str(label) for label in digits.target_names], ArrayImages(pixels, labels, "digits"), None, 1)
 
 
-def _open_folder(name: str, places: Places) -> Opened:
+def _open_folder(name: str, places: Places, spec: DatasetSpec) -> Opened:
     root = places.input(name, POINTER)
     if not root.is_dir():
-        raise SpecError.at(POINTER, f"'{name}' is a file; folder:PATH needs a folder with one folder per class")
+        raise SpecError.at(POINTER, f"'{name}' is a file; folder:PATH needs a folder of images")
+    return open_root(root, spec)
+
+
+def open_root(root: Path, spec: DatasetSpec) -> Opened:
+    """The images in the folder `root`: by class folders, in `train/` and `val/` where there are such, or by a CSV of labels.
+
+    By the latter where `spec` names one, or where `labels.csv` lies there and no class folders do.
+    """
+    if spec.labels is not None:
+        return read_labels(root, spec)
     train_folder = root / "train"
-    if not train_folder.is_dir():
-        classes, images = _class_folders(root, root)
-        return Opened(classes, images, None, 3)
-    classes, train = _class_folders(train_folder, root)
-    held = next((root / part for part in VALIDATION_FOLDERS if (root / part).is_dir()), None)
-    if held is None:
-        return Opened(classes, train, None, 3)
-    held_classes, validation = _class_folders(held, root)
+    within = train_folder if train_folder.is_dir() else root
+    found = (root / LABELS_FILE).is_file()
+    if found and sum(one.is_dir() for one in within.iterdir()) < 2:
+        return read_labels(root, spec)
+    notes = [f"{LABELS_FILE} lies beside the class folders, and is not read: name it in {LABELS}"] if found else []
+    classes, train = _class_folders(within, root)
+    held = [root / part for part in VALIDATION_FOLDERS if (root / part).is_dir() and within != root]
+    if not held:
+        return Opened(classes, train, None, 3, notes=tuple(notes))
+    held_classes, validation = _class_folders(held[0], root)
     if classes != held_classes:
         odd = sorted(set(classes) ^ set(held_classes))
-        raise SpecError.at(POINTER, f"'{name}': train and {held.name} have different class folders ({_some(odd)} in one alone)")
-    return Opened(classes, train, validation, 3)
+        raise SpecError.at(
+            POINTER, f"'{root.name}': train and {held[0].name} have different class folders ({_some(odd)} in one alone)"
+        )
+    if len(held) > 1:
+        notes.append(f"{_some([one.name for one in held[1:]])} beside train is not used, for {held[0].name} validates")
+    return Opened(classes, train, validation, 3, notes=tuple(notes))
 
 
-def _open_upload(name: str, places: Places) -> Opened:
+def _open_upload(name: str, places: Places, spec: DatasetSpec) -> Opened:
     """What was uploaded under this number: a folder like any, in a place of its own."""
     known = places.uploads is not None and re.fullmatch(r"[1-9][0-9]{0,18}", name) and (places.uploads / name).is_dir()
     if places.uploads is None or not known:
         raise SpecError.at(POINTER, f"there is no uploaded dataset '{name}'; GET /datasets lists them, POST /datasets takes one")
-    return _open_folder(name, places.model_copy(update={"inputs": places.uploads}))
+    return open_root(places.uploads / name, spec)
 
 
 def _class_folders(folder: Path, root: Path) -> tuple[list[str], Images]:
@@ -135,12 +161,14 @@ def _class_folders(folder: Path, root: Path) -> tuple[list[str], Images]:
     return classes, FileImages(root, names, torch.tensor([label for _, label in samples], dtype=torch.int64))
 
 
-_OPENERS: dict[str, Callable[[str, Places], Opened]] = {
+_OPENERS: dict[str, Callable[[str, Places, DatasetSpec], Opened]] = {
     "torchvision": open_torchvision,
     "sklearn": _open_sklearn,
     "folder": _open_folder,
     "upload": _open_upload,
 }
+_WITH_LABELS = dict.fromkeys(("folder", "upload"), f"; name a CSV of them in {LABELS}")
+"""Sources that a CSV of labels may go with, and what to say where they have none."""
 
 
 def _meant(source: str, kind: str, name: str) -> str:
@@ -155,50 +183,25 @@ def _meant(source: str, kind: str, name: str) -> str:
     )
 
 
-def _check_labels(classes: Sequence[str], images: Images, split: str) -> None:
+def _check_labels(opened: Opened, images: Images, split: str, notes: list[str]) -> None:
     if not len(images):
         raise SpecError.at(POINTER, f"its {split} split has no images")
-    if len(classes) < 2:
-        raise SpecError.at(POINTER, f"it has one class ('{classes[0]}'); a classifier needs two or more")
-    low, high = int(images.labels.min()), int(images.labels.max())
-    if low < 0 or high >= len(classes):
-        raise SpecError.at(POINTER, f"its {split} split has labels from {low} to {high}, but there are {len(classes)} classes")
-
-
-def _hold_out(images: Images, classes: int, share: float, seed: int, notes: list[str]) -> tuple[Images, Images]:
-    """(train, validation): each class by its share, and none loses its last training sample where another can spare one."""
-    total = len(images)
-    if total < 2:
-        raise SpecError.at(POINTER, "it has one image; training needs at least one, and validation another")
-    wanted = max(1, round(total * share))
-    counts = torch.bincount(images.labels, minlength=classes)
-    chosen = _per_class(counts, share, wanted)
-    if not int(chosen.sum()):
-        chosen[int(counts.argmax())] = 1
-    if int(chosen.sum()) != round(total * share):
-        notes.append(
-            f"of {total} images {int(chosen.sum())} validate{'s' if int(chosen.sum()) == 1 else ''}, not {share:g} of them: "
-            "each class keeps one to train on, and one at least must validate"
-        )
-    order = torch.randperm(total, generator=generator(seed, _HOLD_OUT))
-    held = torch.zeros(total, dtype=torch.bool)
-    for label in chosen.nonzero().flatten().tolist():
-        held[order[images.labels[order] == label][: int(chosen[label])]] = True
-    return Part(images, (~held).nonzero().flatten()), Part(images, held.nonzero().flatten())
-
-
-def _per_class(counts: Tensor, share: float, wanted: int) -> Tensor:
-    """How many of each class to hold out: its share, what is left over by largest remainder, always leaving one."""
-    spare = (counts - 1).clamp(min=0)
-    exact = counts.double() * share
-    chosen = torch.minimum(exact.floor().to(torch.int64), spare)
-    by_remainder = torch.argsort(exact - exact.floor(), descending=True, stable=True).tolist()
-    for label in by_remainder * 2:  # twice: where some classes can spare none, others give once more
-        if int(chosen.sum()) >= wanted:
-            break
-        if chosen[label] < spare[label]:
-            chosen[label] += 1
-    return chosen
+    labels, classes = images.labels, opened.classes
+    if opened.task == "multiclass":
+        if len(classes) < 2:
+            raise SpecError.at(POINTER, f"it has one class ('{classes[0]}'); a classifier needs two or more")
+        low, high, count = int(labels.min()), int(labels.max()), len(classes)
+        if low < 0 or high >= count:
+            raise SpecError.at(POINTER, f"its {split} split has labels from {low} to {high}, but there are {count} classes")
+        return
+    good = labels.isfinite() if opened.task == "regression" else (labels == 0) | (labels == 1)
+    if not good.all():
+        row, column = (~good).nonzero()[0].tolist()
+        wanted = "no number" if opened.task == "regression" else "neither 0 nor 1"
+        place = f"'{classes[column]}' of {images.name(row)}"
+        raise SpecError.at(POINTER, f"in its {split} split {place} is {labels[row, column].item():g}, which is {wanted}")
+    if opened.task == "multilabel" and (bare := (labels.sum(dim=0) == 0).nonzero().flatten().tolist()):
+        notes.append(f"no image of the {split} split has {_some([classes[index] for index in bare])}")
 
 
 def _some(names: list[str], shown: int = 5) -> str:

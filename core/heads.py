@@ -9,7 +9,7 @@ import torch
 
 from core.adapters import Adaptation
 from core.errors import Fault, SpecError, did_you_mean, pointer_of
-from core.spec import PretrainedSpec
+from core.spec import PretrainedSpec, Task
 from core.statefiles import Entry, misfit
 
 NO_HEAD = "the model does not take num_classes, so its head is not known"
@@ -26,10 +26,12 @@ class Head:
     modules: tuple[str, ...]
 
 
-def why_anew(spec: PretrainedSpec, theirs: Iterable[str] | None, classes: tuple[str, ...]) -> str | None:
+def why_anew(spec: PretrainedSpec, theirs: Iterable[str] | None, classes: tuple[str, ...], task: Task) -> str | None:
     """Why a head starts anew that would fit; None: it is loaded. `theirs` are the source's classes, `classes` the dataset's."""
     if spec.head == "reset":
         return "the head, which /pretrained/head says to start anew"
+    if spec.head == "auto" and task == "regression":
+        return "the head: its outputs are numbers, no classes to be known by; 'keep' in /pretrained/head would load it"
     if spec.head in ("keep", "rows") or (theirs is not None and tuple(theirs) == classes):
         return None
     if theirs is None:

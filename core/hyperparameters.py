@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from core.catalog import REFUSED_OPTIMIZER_KEYWORDS, check_keywords, optimizer_class
+from core.catalog import REFUSED_OPTIMIZER_KEYWORDS, optimizer_class
 from core.errors import Fault, pointer_of
+from core.keywords import check_keywords
 from core.spec import GroupSpec, OptimizerSpec
 
 _NOT_IN_A_GROUP = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from core import hashes
 from core.errors import DataError
+from core.spec import Task
 
 POINTER = "/dataset/source"
 """Where a spec names its dataset: errors of opening one point there."""
@@ -27,7 +29,7 @@ class Images(Protocol):
     """The labelled images of one split. They may be read in any order, and from several processes."""
 
     labels: Tensor
-    """int64 [N], each from 0 to the number of classes."""
+    """int64 [N], each below the number of classes; or float32 [N, K]: of labels 0 or 1, or numbers to be learnt."""
 
     def __len__(self) -> int:
         """How many there are."""
@@ -214,9 +216,12 @@ class Opened:
     """A source as it was found. `validation` is None where it has no split of its own."""
 
     classes: Sequence[str]
+    """The names of the model's outputs: of classes, of labels, or of numbers."""
     train: Images
     validation: Images | None
     channels: int
+    task: Task = "multiclass"
+    notes: tuple[str, ...] = ()
 
 
 def to_tensor(image: Image.Image, channels: int) -> Tensor:
@@ -232,8 +237,9 @@ def _unreadable(root: Path, name: str, error: Exception) -> DataError:
 
 def _digest_of_files(root: Path, names: Sequence[str], labels: Tensor) -> bytes:
     sha = hashlib.sha256()
-    for name, label in zip(names, labels.tolist(), strict=True):
-        sha.update(f"{name}\0{_size_of(root / name)}\0{label}\n".encode(errors="surrogateescape"))
+    rows = labels.tolist() if labels.ndim == 1 else [row.tobytes().hex() for row in labels.numpy()]
+    for name, label in zip(names, rows, strict=True):
+        sha.update(f"{name}\0{_size_of(f'{root}/{name}')}\0{label}\n".encode(errors="surrogateescape"))
     return sha.digest()
 
 
@@ -244,8 +250,8 @@ def _stamp_of(path: Path) -> str:
         return ""
 
 
-def _size_of(path: Path) -> int:
+def _size_of(path: str) -> int:
     try:
-        return path.stat().st_size
+        return os.stat(path).st_size  # noqa: PTH116  (a Path for each of a million files takes seconds)
     except OSError:
         return -1

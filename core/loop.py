@@ -117,7 +117,7 @@ class Losses:
 def evaluate(
     model: nn.Module, loader: Batches, loss_fn: LossFunction, ranks: Ranks = _ALONE, runs: Callable[[Tensor], Any] | None = None
 ) -> dict[str, float]:
-    """`loss` (the mean over samples) and `top1` (the share of samples whose highest logit is their class), in eval mode.
+    """`loss` (the mean over samples) and, of classes, `top1` (the share of samples whose highest logit is theirs), in eval mode.
 
     Leaves the model in eval mode, and the random state as it was. The device is read once, at the end. `runs` is how the model
     is run (`core.recipe.Recipe`), if not by calling it.
@@ -126,13 +126,16 @@ def evaluate(
     ranks.share_buffers(model)
     model.eval()
     totals = torch.zeros(3, dtype=torch.float64, device=checkpoints.device_of(model))
+    classes = True
     for images, targets in ranks.whole_batches(loader):
         logits = logits_of(runs(images))
-        correct = (logits.argmax(dim=1) == targets).sum()
+        classes = targets.ndim == 1
+        correct = (logits.argmax(dim=1) == targets).sum() if classes else torch.zeros_like(totals[0])
         loss = loss_fn(logits, targets).double()
         totals += torch.stack([loss * len(targets), correct.double(), torch.full_like(loss, len(targets))])
     loss_sum, right, samples = ranks.total(totals).tolist()
-    return {"loss": loss_sum / max(1, samples), "top1": right / max(1, samples)}
+    top1 = {"top1": right / max(1, samples)} if classes else {}
+    return {"loss": loss_sum / max(1, samples), **top1}
 
 
 def fit(

@@ -14,7 +14,7 @@ from core.errors import Fault, SpecError, pointer_of
 from core.events import SourceEntry, SourceStatus, TargetEntry
 from core.heads import NO_HEAD, Head, Rows, check_kept, head_rows, rows_of, why_anew
 from core.renaming import COUNTER, Names, listed, rename
-from core.spec import PretrainedSpec
+from core.spec import PretrainedSpec, Task
 from core.statefiles import Entry, Source, alike, dtype_name, misfit
 
 TAKEN = ("loaded", "adapted")
@@ -40,7 +40,9 @@ class Match:
     """Which rows of the source's head are taken, where the spec asks for rows."""
 
     @classmethod
-    def of(cls, model: nn.Module, source: Source, spec: PretrainedSpec, head: Head, classes: tuple[str, ...]) -> Match:
+    def of(
+        cls, model: nn.Module, source: Source, spec: PretrainedSpec, head: Head, classes: tuple[str, ...], *, task: Task
+    ) -> Match:
         """Everything that the single decisions need. Raises SpecError below /pretrained."""
         targets = entries_of(model)
         names = rename(source.entries, spec, targets)
@@ -64,7 +66,7 @@ class Match:
             spec=spec,
             head=head,
             excluded=excluded,
-            head_anew=why_anew(spec, theirs, classes),
+            head_anew=why_anew(spec, theirs, classes, task),
             rows=rows_of(spec, pairs, theirs, classes),
         )
 

@@ -16,6 +16,7 @@ from core import draws
 from core.datasets import Dataset
 from core.errors import Fault, SpecError
 from core.spec import TrainingSpec
+from core.targets import Converting
 
 _COLUMNS = 5  # which of the two; two for the share; the middle of the rectangle
 
@@ -70,6 +71,8 @@ def check_loss(loss: nn.Module, spec: TrainingSpec, dataset: Dataset) -> list[Fa
     targets = dense(dataset.train.labels[:2], len(dataset.classes))
     outputs = torch.zeros_like(targets, requires_grad=True)
     try:
+        if isinstance(loss, Converting) and loss.form == "lists":
+            raise ValueError("it is given lists of labels, in which shares of them are lost")
         value = loss(outputs, targets)
         if value.ndim or not value.requires_grad:
             raise ValueError("it gives no number to train by")

@@ -15,13 +15,14 @@ from torch import nn
 from torchvision import models as vision
 
 from core import timm_models, weights
-from core.catalog import check_keywords, model_names
+from core.catalog import model_names
 from core.errors import SpecError, did_you_mean
 from core.events import TransferData
 from core.heads import Head
+from core.keywords import check_keywords
 from core.places import Places
 from core.shapes import shapes_of
-from core.spec import JobSpec, ModelSpec
+from core.spec import JobSpec, ModelSpec, Task
 
 POINTER = "/model"
 
@@ -39,7 +40,9 @@ _OURS = {
 }
 
 
-def get_model(spec: JobSpec, classes: int, places: Places, names: tuple[str, ...] = ()) -> tuple[nn.Module, TransferData]:
+def get_model(
+    spec: JobSpec, classes: int, places: Places, names: tuple[str, ...] = (), *, task: Task = "multiclass"
+) -> tuple[nn.Module, TransferData]:
     """The model of `spec` for `classes` classes with the pretrained weights loaded, and the report of what was.
 
     The transfer is planned on shapes before a tensor is touched; a refused one leaves nothing half-loaded. `names` are the
@@ -50,7 +53,7 @@ def get_model(spec: JobSpec, classes: int, places: Places, names: tuple[str, ...
     if spec.pretrained is None:
         return model, weights.from_scratch(model, head)
     source = weights.read(spec.pretrained.source, places, container=spec.pretrained.container)
-    plan = weights.plan_transfer(model, source, spec.pretrained, head, names)
+    plan = weights.plan_transfer(model, source, spec.pretrained, head, names, task=task)
     weights.apply_transfer(model, source, plan)
     return model, plan.report
 

@@ -19,7 +19,6 @@ from core import groups as grouping
 from core.assignment import Group
 from core.assignment import resolve as resolve_groups
 from core.batches import Loader, Preprocessing, batch_bounds, make_loader, steps_per_epoch
-from core.catalog import build_loss, check_loss
 from core.datasets import Dataset, open_dataset
 from core.errors import DataError, Fault, SpecError, TransferError
 from core.events import GroupsData, TransferData
@@ -27,6 +26,7 @@ from core.features import Featured, FeatureFacts
 from core.freezing import freeze
 from core.heads import Head
 from core.hyperparameters import check_optimizer
+from core.losses import build_loss, check_outputs, loss_notes, make_loss
 from core.models import build_model, find_head, get_model
 from core.norms import of_another_kind
 from core.places import PinnedWeights, Places
@@ -35,7 +35,7 @@ from core.ranks import Ranks
 from core.recipe import Recipe, make_recipe
 from core.resolve import resolve
 from core.shapes import run_shapes, shapes_of
-from core.spec import JobSpec, faults_of
+from core.spec import JobSpec, LossSpec, Task, faults_of
 from core.tiers import TierName
 from core.trial import Memory, check_forward, memory
 
@@ -68,9 +68,13 @@ class Prepared:
 
 
 class DatasetFacts(BaseModel):
-    """The dataset as it was found; `size` is (height, width) where all images are alike."""
+    """The dataset as it was found; `size` is (height, width) where all images are alike.
+
+    `classes` are the names of the model's outputs: of a regression those of its numbers.
+    """
 
     source: str
+    task: Task
     classes: list[str]
     channels: int
     size: tuple[int, int] | None
@@ -134,7 +138,7 @@ def prepare(spec: JobSpec, places: Places, device: torch.device, ranks: Ranks | 
     dataset = open_dataset(spec.dataset, places, spec.training.seed)
     spec, preprocessing = resolve(spec, places, dataset)
     _seed(spec.training.seed)
-    model, transfer = get_model(spec, len(dataset.classes), places, dataset.classes)
+    model, transfer = get_model(spec, len(dataset.classes), places, dataset.classes, task=dataset.task)
     model.to(device)
     ranks = ranks or Ranks()
     ranks.adopt(model, spec.training.seed)
@@ -172,7 +176,7 @@ def prepare(spec: JobSpec, places: Places, device: torch.device, ranks: Ranks | 
         optimizer=optimizer,
         grouped=grouped,
         groups=grouping.report(grouped, spec.optimizer, device).model_copy(update={"runs": f"{device}, {recipe}"}),
-        loss=build_loss(spec.loss).to(device),
+        loss=make_loss(spec.loss, dataset).to(device),
         train=Featured(train, recipe.backbone) if recipe.backbone else train,
         validation=Featured(validation, recipe.backbone) if recipe.backbone and recipe.backbone.validates else validation,
         steps_per_epoch=per_epoch,
@@ -192,7 +196,7 @@ def plan(spec: JobSpec, places: Places) -> Plan:
     classes = len(dataset.classes) if dataset else _STAND_IN
     faults.collect(lambda: _check_loss(spec, dataset))
     faults.add(schedules.check(spec))
-    resolved, preprocessing = faults.collect(lambda: resolve(spec, places, dataset)) or resolve(_bare(spec), places, None)
+    resolved, preprocessing = _resolved(spec, places, dataset, faults)
     model = faults.collect(lambda: _shapes(resolved, spec, classes, places))
     if model is None:
         faults.collect(lambda: _check_source(spec, places))
@@ -241,6 +245,7 @@ def plan(spec: JobSpec, places: Places) -> Plan:
             *corrupt,
             *_warnings(spec, transfer, groups, len(batch_bounds(samples, spec.loader))),
             *augment.notes(spec.dataset.augment, pipeline),
+            *loss_notes(spec.loss, dataset, spec.model.name),
             *schedules.notes(groups, steps.total),
             *_rank_warnings(spec, model),
         ],
@@ -316,16 +321,23 @@ def _trains_on_one(spec: JobSpec, classes: int, places: Places) -> bool:
     return True
 
 
-def _bare(spec: JobSpec) -> JobSpec:
-    return spec.model_copy(update={"pretrained": None})
+def _resolved(spec: JobSpec, places: Places, dataset: Dataset | None, faults: _Faults) -> tuple[JobSpec, Preprocessing]:
+    """As far as it goes: without the loss where that is at fault, else without the weights, which would say the image size."""
+    lossless = spec.model_copy(update={"loss": LossSpec()})
+    for wish in (spec, lossless):
+        if found := faults.collect(partial(resolve, wish, places, dataset)):
+            return found
+    return resolve(lossless.model_copy(update={"pretrained": None}), places, None)
 
 
 def _check_loss(spec: JobSpec, dataset: Dataset | None) -> None:
-    loss = build_loss(spec.loss)
     if dataset:
-        check_loss(loss, spec.loss, len(dataset.classes), dataset.train.labels)
+        loss = make_loss(spec.loss, dataset)
         if mixing.of_training(spec.training, dataset) and (faults := mixing.check_loss(loss, spec.training, dataset)):
             raise SpecError(*faults)
+    else:
+        build_loss(spec.loss, spec.dataset.task or "multiclass")
+    check_outputs(spec.loss, spec.model.name)
 
 
 def _pipeline(resolved: JobSpec, dataset: Dataset | None, preprocessing: Preprocessing) -> augment.Pipeline | None:
@@ -361,7 +373,8 @@ def _plan_transfer(model: nn.Module, spec: JobSpec, head: Head, places: Places, 
     # Without the dataset's classes nothing can be said of the head.
     unknown: dict[str, Any] = {"head": "reset" if head.keys else "auto", "classes": None, "class_map": {}}
     wish = spec.pretrained if dataset else spec.pretrained.model_copy(update=unknown)
-    return weights.plan_transfer(model, source, wish, head, dataset.classes if dataset else ()).report
+    classes, task = (dataset.classes, dataset.task) if dataset else ((), "multiclass")
+    return weights.plan_transfer(model, source, wish, head, classes, task=task).report
 
 
 def _steps(spec: JobSpec, samples: int) -> Steps:
@@ -390,6 +403,7 @@ def _curves(groups: list[Group], total: int) -> dict[str, dict[str, list[tuple[i
 def _facts(dataset: Dataset) -> DatasetFacts:
     return DatasetFacts(
         source=dataset.source,
+        task=dataset.task,
         classes=list(dataset.classes),
         channels=dataset.channels,
         size=dataset.size,
@@ -413,8 +427,6 @@ def _warnings(spec: JobSpec, transfer: TransferData | None, groups: list[Group],
             yield f"group '{name}' is frozen for {group.until_epoch} of {spec.training.epochs} epochs: it never trains"
     if batches < spec.training.accumulate:
         yield f"an epoch has {batches} batches, fewer than the {spec.training.accumulate} of a step: each epoch is one step"
-    if spec.loss.name == "NLLLoss" and spec.model.name.startswith(("torchvision:", "timm:")):
-        yield "NLLLoss takes log-probabilities, but this model gives logits; CrossEntropyLoss is what fits them"
 
 
 def _transfer_warnings(spec: JobSpec, transfer: TransferData, groups: list[Group]) -> Iterator[str]:

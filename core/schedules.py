@@ -17,7 +17,6 @@ from core.assignment import Group
 from core.catalog import (
     LENGTHS,
     REFUSED_SCHEDULE_KEYWORDS,
-    check_keywords,
     default_per,
     optimizer_class,
     schedule_class,
@@ -27,6 +26,7 @@ from core.curves import PLATEAU, Curve
 from core.errors import Fault, SpecError, pointer_of
 from core.events import Figure, number
 from core.hyperparameters import as_torch
+from core.keywords import check_keywords
 from core.spec import JobSpec, OptimizerSpec, ScheduleSpec
 
 _COUNTS = {"T_0", "T_max", "T_mult", "epochs", "step_size", "steps_per_epoch", "total_iters", "total_steps"}

@@ -1,10 +1,10 @@
-"""Open a classification dataset of torchvision, found below the inputs root or downloaded."""
+"""Open a labelled dataset of torchvision, found below the inputs root or downloaded."""
 
 from __future__ import annotations
 
 import fcntl
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,20 +18,26 @@ from core import idx
 from core.errors import SpecError, did_you_mean
 from core.images import POINTER, ArrayImages, DatasetImages, FileImages, Images, Opened
 from core.places import Places
+from core.readings import TASK
+from core.spec import DatasetSpec
 from core.torchvision_sets import IDX_FILES, RECIPES, REFUSED, Recipe, class_names, column, folder_names
 
 
-def open_torchvision(name: str, places: Places) -> Opened:
+def open_torchvision(name: str, places: Places, spec: DatasetSpec) -> Opened:
     """The dataset `name`: flat idx files, else torchvision's own layout, else a download where that is allowed."""
     if name in REFUSED:
-        raise SpecError.at(POINTER, f"torchvision's {name} is no set for classification: {REFUSED[name]}")
+        raise SpecError.at(POINTER, f"torchvision's {name} has no labels to train on: {REFUSED[name]}")
     if name not in RECIPES:
-        raise SpecError.at(POINTER, f"torchvision has no classification dataset '{name}'.{did_you_mean(name, RECIPES)}")
+        raise SpecError.at(POINTER, f"torchvision has no labelled dataset '{name}'.{did_you_mean(name, RECIPES)}")
+    recipes = [recipe for recipe in RECIPES[name] if recipe.task == (spec.task or RECIPES[name][0].task)]
+    if not recipes:
+        known = " or ".join(dict.fromkeys(recipe.task for recipe in RECIPES[name]))
+        raise SpecError.at(TASK, f"the targets of torchvision's {name} are {known}, not {spec.task}")
     failure: SpecError | None = None
     for root in (places.inputs, *(places.inputs / folder for folder in folder_names(name)), places.cache / "datasets"):
         if name in IDX_FILES and idx.find(root, f"{IDX_FILES[name][0]}-images-idx3-ubyte"):
             return _open_idx(name, root)
-        for recipe in RECIPES[name]:
+        for recipe in recipes:
             if recipe.needs and not (root / recipe.needs).exists():
                 continue
             try:
@@ -40,7 +46,7 @@ def open_torchvision(name: str, places: Places) -> Opened:
                 failure = failure or error
     if failure:
         raise failure
-    return _open_downloaded(name, places)
+    return _open_downloaded(name, recipes, places)
 
 
 def _open_idx(name: str, root: Path) -> Opened:
@@ -67,10 +73,9 @@ def _read_idx(root: Path, prefix: str) -> ArrayImages:
     return ArrayImages(images[:, None], labels.to(torch.int64), "train" if prefix.endswith("train") else "validation")
 
 
-def _open_downloaded(name: str, places: Places) -> Opened:
+def _open_downloaded(name: str, recipes: Sequence[Recipe], places: Places) -> Opened:
     kind = getattr(torchvision.datasets, name)
-    recipe = RECIPES[name][0]
-    wanted = " or ".join(f"'{each.needs}'" for each in RECIPES[name])
+    wanted = " or ".join(f"'{each.needs}'" for each in recipes)
     missing = f"torchvision's {name} is not there: {wanted} is not in the inputs directory, nor in a folder {name} of it"
     if not places.download:
         raise SpecError.at(POINTER, f"{missing}, and downloads are not allowed here (GRAFT_DOWNLOAD)")
@@ -80,7 +85,7 @@ def _open_downloaded(name: str, places: Places) -> Opened:
     root.mkdir(parents=True, exist_ok=True)
     with (root / f".{name}.lock").open("w") as lock:  # two plans of one new dataset: the second waits, then finds it
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _open(name, recipe, root, places, download=True)
+        return _open(name, recipes[0], root, places, download=True)
 
 
 def _open(name: str, recipe: Recipe, root: Path, places: Places, *, download: bool) -> Opened:
@@ -112,7 +117,7 @@ def _build(build: Callable[..., Any], recipe: Recipe, root: Path) -> Opened:
         labels, classes = by_name[labels], tuple(sorted(classes))
     train = _images(dataset, recipe, labels, root=root, split="train")
     channels = train.pixels.shape[1] if isinstance(train, ArrayImages) else 3
-    return Opened(classes, train, _held_out(build, recipe, root, classes), channels)
+    return Opened(classes, train, _held_out(build, recipe, root, classes), channels, task=recipe.task)
 
 
 def _held_out(build: Callable[..., Any], recipe: Recipe, root: Path, classes: tuple[str, ...]) -> Images | None:
@@ -143,11 +148,11 @@ def _images(dataset: Any, recipe: Recipe, labels: Tensor, *, root: Path, split: 
 
 
 def _labels(dataset: Any, recipe: Recipe) -> Tensor | None:
-    """int64 [N]; None where the files came without."""
+    """int64 [N] of classes, else float32 [N, K]; None where the files came without."""
     values = recipe.labels(dataset) if callable(recipe.labels) else column(dataset, recipe.labels)
     if isinstance(values, list) and any(value is None for value in values):
         return None
-    return torch.as_tensor(np.asarray(values).astype(np.int64))
+    return torch.as_tensor(np.asarray(values).astype(np.int64 if recipe.task == "multiclass" else np.float32))
 
 
 def _as_indices(labels: Tensor, classes: tuple[str, ...]) -> Tensor:

@@ -1,4 +1,4 @@
-"""How each image-classification dataset of torchvision is built, and where its labels, files and classes lie."""
+"""How each labelled image dataset of torchvision is built, and where its labels, files and classes lie."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from core.spec import Task
 
 Keywords = dict[str, Any]
 
@@ -23,13 +25,15 @@ class Recipe:
     train: Keywords
     validation: Keywords | None = None
     """None: it has no split of its own whose classes are those of the training set."""
-    classes: str = "classes"
+    classes: str | tuple[str, ...] = "classes"
+    """The attribute with their names, or the names."""
     files: str | Callable[[Any], list[str]] | None = None
     pixels: str | None = None
     layout: str = "NHW"
     """Of `pixels`."""
     sort_classes: bool = False
     """Its classes come in whatever order the file system lists them; ours is by name."""
+    task: Task = "multiclass"
 
 
 def _flags() -> tuple[Keywords, Keywords]:
@@ -69,6 +73,14 @@ def _inaturalist_files(dataset: Any) -> list[str]:
     return [str(Path(dataset.root, dataset.all_categories[category], name)) for category, name in dataset.index]
 
 
+def _celeba_files(dataset: Any) -> list[str]:
+    return [str(Path(dataset.root, dataset.base_folder, "img_align_celeba", name)) for name in dataset.filename]
+
+
+def _celeba(labels: str, classes: str | tuple[str, ...], task: Task) -> Recipe:
+    return Recipe("celeba", labels, *_splits(validation="valid"), classes=classes, files=_celeba_files, task=task)
+
+
 def _pcam_labels(dataset: Any) -> Any:
     name = dataset._FILES[dataset._split]["targets"][0]  # noqa: SLF001  (one read; item by item, it opens the file for each label)
     with dataset.h5py.File(dataset._base_folder / name) as file:  # noqa: SLF001
@@ -84,7 +96,10 @@ def _inaturalist(train: str, validation: str | None) -> Recipe:
     return Recipe(train, "index.0", {"version": train}, held, classes="all_categories", files=_inaturalist_files)
 
 
-# Validation is the split called so where there is one, else the test split. Several recipes: the first whose files are there.
+_LANDMARKS = tuple(f"{part}_{axis}" for part in ("lefteye", "righteye", "nose", "leftmouth", "rightmouth") for axis in "xy")
+
+# Validation is the split called so where there is one, else the test split. Several recipes: the first whose files are there,
+# of the task that the spec names, else of the first one's.
 RECIPES: dict[str, list[Recipe]] = {
     "CIFAR10": [Recipe("cifar-10-batches-py", "targets", *_flags(), pixels="data", layout="NHWC")],
     "CIFAR100": [Recipe("cifar-100-python", "targets", *_flags(), pixels="data", layout="NHWC")],
@@ -100,6 +115,11 @@ RECIPES: dict[str, list[Recipe]] = {
             "caltech256/256_ObjectCategories", "y", {}, classes="categories",
             files=_caltech("{number:03d}_{index:04d}.jpg", "256_ObjectCategories"),
         )
+    ],
+    # Its boxes are those of the pictures before they were aligned; its splits share no person.
+    "CelebA": [
+        _celeba("attr", "attr_names", "multilabel"),
+        _celeba("landmarks_align", _LANDMARKS, "regression"),
     ],
     "Country211": [_files("country211", "targets", "samples.0", *_splits(validation="valid"))],
     "DTD": [_files("dtd/dtd", "_labels", "_image_files", *_splits(validation="val"))],
@@ -156,7 +176,6 @@ RECIPES: dict[str, list[Recipe]] = {
 }  # fmt: skip
 
 REFUSED = {
-    "CelebA": "it has forty yes-or-no attributes an image, not one class",
     "Flickr30k": "it has captions, not classes",
     "Flickr8k": "it has captions, not classes",
     "LFWPairs": "it has pairs of images, not classes",
@@ -191,8 +210,11 @@ def column(dataset: Any, path: str) -> Any:
 
 def class_names(dataset: Any, recipe: Recipe) -> tuple[str, ...]:
     """The names of the classes, by label; empty where torchvision has none."""
+    if isinstance(recipe.classes, tuple):
+        return recipe.classes
     names = getattr(dataset, recipe.classes, ()) if recipe.classes else ()
-    return tuple(", ".join(name) if isinstance(name, tuple) else str(name) for name in _listed(names))
+    named = tuple(", ".join(name) if isinstance(name, tuple) else str(name) for name in _listed(names))
+    return named[:-1] if named and not named[-1] else named  # CelebA's header ends in a blank
 
 
 def _listed(names: Any) -> Iterator[Any]:

@@ -59,7 +59,7 @@ def check_forward(
     if shape != [batch, classes]:
         raise SpecError.at(
             "/model/name",
-            f"'{spec.model.name}' makes {shape} of {batch} images, but {classes} classes need [{batch}, {classes}]; "
+            f"'{spec.model.name}' makes {shape} of {batch} images, but the dataset needs [{batch}, {classes}]; "
             "a constructor that takes num_classes is given that number",
         )
     return kept * spec.loader.batch_size // batch

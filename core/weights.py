@@ -22,7 +22,7 @@ from core.loading import load_all_or_nothing
 from core.matching import TAKEN, Match, check_effects, entries_of, parameter_names, tied, with_ties
 from core.renaming import COUNTER, Names, elements, listed
 from core.sources import Source, preprocessing_of, read
-from core.spec import PretrainedSpec
+from core.spec import PretrainedSpec, Task
 from core.statefiles import dtype_name
 
 __all__ = ["TransferPlan", "apply_transfer", "from_scratch", "listed", "plan_transfer", "preprocessing_of", "read"]
@@ -38,14 +38,20 @@ class TransferPlan:
 
 
 def plan_transfer(
-    model: nn.Module, source: Source, spec: PretrainedSpec, head: Head, classes: tuple[str, ...] = ()
+    model: nn.Module,
+    source: Source,
+    spec: PretrainedSpec,
+    head: Head,
+    classes: tuple[str, ...] = (),
+    *,
+    task: Task = "multiclass",
 ) -> TransferPlan:
     """Decide for each entry of both sides what becomes of it; needs shapes alone, so the model may be on the meta device.
 
     `classes` are the dataset's. Raises SpecError below /pretrained where a rule has no effect, where two tensors want one
     place, where the head cannot be had as asked, where a tensor outside it does not fit, or where too little would be loaded.
     """
-    match = Match.of(model, source, spec, head, classes)
+    match = Match.of(model, source, spec, head, classes, task=task)
     match.check_fits()
     entries = with_ties(model, [match.target(key) for key in match.targets])
     check_effects(spec, entries)

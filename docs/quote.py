@@ -13,7 +13,7 @@ from core.events import KINDS
 from store.settings import Settings
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "schedules.md", ROOT / "docs" / "data.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("schedules", "data", "datasets")))
 
 
 def settings() -> str:
@@ -71,6 +71,16 @@ def presets() -> str:
     return table(("preset", "operation", "keywords"), rows)
 
 
+def losses() -> str:
+    """Every loss that fits a task, with what it is given as targets."""
+    from core.losses import loss_table  # noqa: PLC0415
+
+    tasks = ("multiclass", "multilabel", "regression")
+    rows = [(f"`{name}`", *(loss["targets"].get(task, "") for task in tasks))
+            for name, loss in loss_table().items() if loss["targets"]]  # fmt: skip
+    return table(("loss", *tasks), rows)
+
+
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A Markdown table."""
     head = list(head)
@@ -79,12 +89,8 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 QUOTES: dict[str, Callable[[], str]] = {
-    "settings": settings,
-    "exits": exits,
-    "events": events,
-    "schedules": schedules,
-    "presets": presets,
-}
+    "settings": settings, "exits": exits, "events": events, "schedules": schedules, "presets": presets, "losses": losses,
+}  # fmt: skip
 
 
 def filled(text: str) -> str:

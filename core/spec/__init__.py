@@ -1,7 +1,7 @@
 """The job spec: what a person sends. Imports no torch, so that the api and the client can read it.
 
 A named thing (model, loss, optimizer) is `{"name": …}` plus the keywords of that thing's own constructor; here they are only
-held, `core.catalog` checks them against the signature. Every default stands in this package and nowhere else.
+held, `core.keywords` checks them against the signature. Every default stands in this package and nowhere else.
 """
 
 from core.spec.checkpoint import CheckpointSpec, EveryMinutes, EverySteps
@@ -11,11 +11,12 @@ from core.spec.job import JobSpec, ResourcesSpec
 from core.spec.model import ModelSpec, PretrainedSpec
 from core.spec.optimizer import SELECTORS, GroupSpec, OptimizerSpec, Selector, UntilEpoch
 from core.spec.schedule import ScheduleSpec
-from core.spec.training import LossSpec, TrainingSpec
+from core.spec.training import DEFAULT_LOSSES, LossSpec, TrainingSpec
 from core.spec.values import MOST_LABELS, Label, Name, Named, Part, Priority, Task
 
 __all__ = [
-    "MOST_LABELS", "SELECTORS", "Augmentation", "CheckpointSpec", "DatasetSpec", "EveryMinutes", "EverySteps", "GroupSpec",
+    "DEFAULT_LOSSES", "MOST_LABELS", "SELECTORS", "Augmentation", "CheckpointSpec", "DatasetSpec", "EveryMinutes", "EverySteps",
+    "GroupSpec",
     "JobSpec", "Label", "LoaderSpec", "LossSpec", "ModelSpec", "Name", "Named", "OptimizerSpec", "Part", "PretrainedSpec",
     "Priority", "ResourcesSpec", "ScheduleSpec", "Selector", "Task", "TrainingSpec", "UntilEpoch", "faults_of",
 ]  # fmt: skip

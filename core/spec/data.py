@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from core.errors import did_you_mean
-from core.spec.values import Name, Named, Part
+from core.spec.values import Name, Named, Part, Task
 
 Preset = Literal["none", "light", "strong"]
 
@@ -36,6 +36,18 @@ class DatasetSpec(Part):
     source: Name = Field(
         description="`torchvision:NAME`, `folder:PATH` (below the inputs directory), `upload:ID` or `sklearn:digits`.",
         examples=["torchvision:FashionMNIST", "folder:flowers", "upload:1", "sklearn:digits"],
+    )
+    labels: Name | None = Field(
+        default=None,
+        description=(
+            "With `folder:`: a CSV file in it that names the images and says their targets; by default `labels.csv`, where one "
+            "lies there and no class folders do."
+        ),
+        examples=["labels.csv"],
+    )
+    task: Task | None = Field(
+        default=None,
+        description="What the targets are; by default what the dataset says, which a CSV may leave open.",
     )
     image_size: Annotated[int, Field(ge=8, le=2048)] | None = Field(
         default=None, description="Side in pixels; by default that of the pretrained weights, else the dataset's own."

@@ -6,13 +6,24 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from core.spec.values import Name, Named, Part
+from core.spec.values import Name, Part, Task, WithKeywords
+
+DEFAULT_LOSSES: dict[Task, str] = {"multiclass": "CrossEntropyLoss", "multilabel": "BCEWithLogitsLoss", "regression": "MSELoss"}
 
 
-class LossSpec(Named):
-    """A loss of torch.nn by class name."""
+class LossSpec(WithKeywords):
+    """A loss of torch.nn by class name, with its keywords.
 
-    name: Name = Field(default="CrossEntropyLoss", description="A loss class of `torch.nn`.")
+    `weight` of CrossEntropyLoss, NLLLoss and MultiMarginLoss, and `pos_weight` of BCEWithLogitsLoss, may be `balanced`.
+    """
+
+    name: Name | None = Field(
+        default=None,
+        description=(
+            "A loss class of `torch.nn`; by default `CrossEntropyLoss`, for several labels an image `BCEWithLogitsLoss`, for "
+            "numbers `MSELoss`."
+        ),
+    )
 
 
 class TrainingSpec(Part):

@@ -60,15 +60,19 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Named(BaseModel):
-    """`{"name": …}` plus the keywords of that name's own constructor."""
+class WithKeywords(BaseModel):
+    """A part that has, beside keys of ours, the keywords of a constructor."""
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
     __pydantic_extra__: dict[str, Keyword] = Field(init=False)
-
-    name: Name
 
     @property
     def keywords(self) -> dict[str, Any]:
         """The constructor's keywords, unchecked."""
         return dict(self.model_extra or {})
+
+
+class Named(WithKeywords):
+    """`{"name": …}` plus the keywords of that name's own constructor."""
+
+    name: Name

@@ -269,7 +269,7 @@ def test_a_model_that_looks_at_values_is_run_with_some(planned: Planned) -> None
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("Deaf", "makes [2, 7] of 2 images, but 10 classes need [2, 10]"),
+        ("Deaf", "makes [2, 7] of 2 images, but the dataset needs [2, 10]"),
         ("Pair", "the model returned a tuple"),
         ("Failing", "fails on images of 8 px: 'nowhere'"),
     ],

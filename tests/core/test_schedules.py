@@ -202,7 +202,7 @@ def test_a_groups_own_schedule_is_refused_at_the_group_by_training_too(
 
 
 def test_every_fault_is_told_once_with_those_of_the_rest(faults: Callable[..., dict[str, str]]) -> None:
-    found = faults({"name": "StepLR"}, head={"name": "OneCycleLR", "max_lr": [0.1]}, loss={"name": "MSELoss"})
+    found = faults({"name": "StepLR"}, head={"name": "OneCycleLR", "max_lr": [0.1]}, loss={"name": "CTCLoss"})
     assert set(found) >= {"/schedule/step_size", "/loss/name"}
     optimizer = {"name": "Adafactor"}
     assert "must support momentum" in faults({"name": "OneCycleLR"}, optimizer=optimizer)["/schedule/cycle_momentum"]

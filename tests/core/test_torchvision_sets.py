@@ -1,4 +1,4 @@
-"""Every classification dataset of torchvision, opened by torchvision's own reader from a miniature of its files."""
+"""Every labelled dataset of torchvision, opened by torchvision's own reader from a miniature of its files."""
 
 import bz2
 import json
@@ -314,6 +314,38 @@ def test_a_set_is_read_with_its_labels_classes_and_splits(opened, name):
             assert image.ndim == 3
 
 
+def celeba(root):
+    """Six pictures: three to train on, two to validate, one to test."""
+    names = [f"{number:06}.jpg" for number in range(1, 7)]
+    for number, name in enumerate(names):
+        draw(root / "celeba/img_align_celeba" / name, number)
+    parts = {
+        "list_eval_partition.txt": ["", [0, 0, 1, 0, 1, 2]],
+        "identity_CelebA.txt": ["", range(6)],
+        "list_bbox_celeba.txt": ["6\nimage_id x_1 y_1 width height\n", ["1 2 3 4"] * 6],
+        "list_landmarks_align_celeba.txt": ["6\n" + "x " * 10 + "\n", [" ".join([str(n)] * 10) for n in range(6)]],
+        "list_attr_celeba.txt": ["6\nBald Hat Smiling \n", ["-1  1 -1", " 1  1  1", "-1 -1 -1"] * 2],
+    }
+    for file, (head, rows) in parts.items():
+        write(root / "celeba" / file, head + "".join(f"{name} {row}\n" for name, row in zip(names, rows, strict=True)))
+
+
+def test_celeba_has_labels_and_by_the_task_landmarks(places, monkeypatch):
+    monkeypatch.setattr(torchvision.datasets.utils, "check_md5", lambda *_: True)
+    celeba(places.inputs)
+    attributes = open_dataset(DatasetSpec(source="torchvision:CelebA"), places, 0)
+    assert (attributes.task, attributes.classes) == ("multilabel", ("Bald", "Hat", "Smiling"))
+    assert attributes.train.labels.tolist() == [[0, 1, 0], [1, 1, 1], [0, 1, 0]]
+    assert [attributes.validation.name(index) for index in range(2)] == [
+        "celeba/img_align_celeba/000003.jpg", "celeba/img_align_celeba/000005.jpg",
+    ]  # fmt: skip
+    landmarks = open_dataset(DatasetSpec(source="torchvision:CelebA", task="regression"), places, 0)
+    assert (landmarks.task, landmarks.classes[:3]) == ("regression", ("lefteye_x", "lefteye_y", "righteye_x"))
+    assert landmarks.train.labels[:, 9].tolist() == [0, 1, 3]
+    with pytest.raises(SpecError, match="are multilabel or regression, not multiclass"):
+        open_dataset(DatasetSpec(source="torchvision:CelebA", task="multiclass"), places, 0)
+
+
 def test_labels_belong_to_their_images(opened):
     """Where readers list folders in the file system's order, ours is by name: the label must move with its image."""
     for name in ("SUN397", "Omniglot", "EuroSAT", "Caltech101"):
@@ -323,8 +355,8 @@ def test_labels_belong_to_their_images(opened):
                 assert dataset.classes[int(images.labels[index])] in images.name(index)
 
 
-def test_every_recipe_has_a_test_but_the_one_that_needs_hdf5():
-    assert set(RECIPES) - set(SETS) == {"PCAM"}
+def test_every_recipe_has_a_test_but_celebas_own_and_the_one_that_needs_hdf5():
+    assert set(RECIPES) - set(SETS) == {"CelebA", "PCAM"}
 
 
 def test_a_reader_that_is_not_installed_is_named(places):
