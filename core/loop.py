@@ -1,4 +1,4 @@
-"""The loop: `train_fn`, one epoch; `evaluate`; and `fit`, a whole job. Generators: they yield what happens, the caller decides.
+"""The loop: `train_fn`, one epoch; and `fit`, a whole job. Generators: they yield what happens, the caller decides.
 
 To stop is to close the generator.
 """
@@ -21,9 +21,22 @@ from core import checkpoints, randomness
 from core.adjustments import Adjustments
 from core.control import GroupControl
 from core.errors import NonFiniteLossError
-from core.events import AdjustedData, CheckpointData, Data, EpochData, Figure, Iteration, LogData, RewoundData, best, figure
+from core.evaluation import evaluate
+from core.events import (
+    AdjustedData,
+    CheckpointData,
+    Data,
+    EpochData,
+    Figure,
+    Iteration,
+    LogData,
+    RewoundData,
+    RuleData,
+    best,
+    figure,
+)  # fmt: skip
 from core.groups import learning_rates
-from core.outputs import LossFunction, logits_of
+from core.outputs import LossFunction
 from core.places import Places
 from core.plan import Prepared, prepare
 from core.progress import Pace, Progress, Tally
@@ -31,6 +44,7 @@ from core.ranks import Batches, Ranks
 from core.readback import Readback
 from core.schedules import set_rates
 from core.spec import JobSpec
+from core.stopping import stopped
 
 _ALONE = Ranks()
 
@@ -108,24 +122,6 @@ class Losses:
         return self.tally.mean_loss
 
 
-@torch.no_grad()
-def evaluate(model: nn.Module, loader: Batches, loss_fn: LossFunction, ranks: Ranks = _ALONE) -> dict[str, float]:
-    """`loss` (the mean over samples) and `top1` (the share of samples whose highest logit is their class), in eval mode.
-
-    Leaves the model in eval mode, and the random state as it was. The device is read once, at the end.
-    """
-    ranks.share_buffers(model)
-    model.eval()
-    totals = torch.zeros(3, dtype=torch.float64, device=checkpoints.device_of(model))
-    for images, targets in ranks.whole_batches(loader):
-        logits = logits_of(model(images))
-        correct = (logits.argmax(dim=1) == targets).sum()
-        loss = loss_fn(logits, targets).double()
-        totals += torch.stack([loss * len(targets), correct.double(), torch.full_like(loss, len(targets))])
-    loss_sum, right, samples = ranks.total(totals).tolist()
-    return {"loss": loss_sum / max(1, samples), "top1": right / max(1, samples)}
-
-
 def fit(
     spec: JobSpec, places: Places, directory: Path, *, device: torch.device | str = "cpu", ranks: Ranks = _ALONE,
     resume: Sequence[Path] | None = None, publish: Callable[[], None] = lambda: None,
@@ -135,8 +131,9 @@ def fit(
     """A whole job: yields each Iteration, and `(step, data)` for every other event.
 
     In order: the transfer report, the groups, with `resume` a RewoundData and a LogData for each checkpoint that was passed
-    over, then per epoch its iterations and an EpochData, and a CheckpointData whenever `checkpoint.every` (by `clock`, where it
-    is minutes) has one written. Checkpoints lie in `directory`, each under the number of its step; none is ever removed here.
+    over, then per epoch its iterations, an EpochData and an EvaluationData, and a CheckpointData whenever `checkpoint.every`
+    (by `clock`, where it is minutes) has one written; before the last one a RuleData, where early stopping ends the job.
+    Checkpoints lie in `directory`, each under the number of its step; none is ever removed here.
 
     `resume` lists checkpoints, newest first; the first sound one is continued, in the middle of its epoch too, and the job goes
     on as if it had never stopped: bit for bit on the CPU, and with `training.deterministic` on a GPU of the same type.
@@ -170,7 +167,7 @@ def fit(
         keeper = _Keeper(job, control, asked, directory, Pace(spec.checkpoint.every, clock), publish, halts)
         keeper.share()
         try:
-            while progress.epoch < spec.training.epochs:
+            while not keeper.over(progress):
                 progress = yield from _epoch(keeper, progress)
         finally:
             job.train.close()
@@ -211,11 +208,18 @@ class _Keeper:
         leading = best([*before, {"figures": figures}], self.job.spec.checkpoint.metric)
         return leading is not None and leading["figures"] is figures
 
+    def stops(self, progress: Progress) -> RuleData | None:
+        """Why the job ends early, between two epochs: the same on all ranks, and after a resume."""
+        return stopped(self.job.spec.training.early_stopping, progress.history, progress.step)
+
+    def over(self, progress: Progress) -> bool:
+        """Whether there is nothing left to train."""
+        return progress.epoch == self.job.spec.training.epochs or self.stops(progress) is not None
+
     def wanted(self, progress: Progress, figures: dict[str, Figure]) -> bool:
         """Whether the end of an epoch is worth a checkpoint."""
-        spec = self.job.spec
-        due = self.due(progress.step, epoch_ends=True) or progress.epoch == spec.training.epochs
-        return due or (spec.checkpoint.keep_best > 0 and self.leads(progress, figures))
+        due = self.due(progress.step, epoch_ends=True) or self.over(progress)
+        return due or (self.job.spec.checkpoint.keep_best > 0 and self.leads(progress, figures))
 
     def save(self, progress: Progress, figures: dict[str, Figure]) -> tuple[Progress, CheckpointData]:
         """Write one; the progress, which knows what is best now, and the event."""
@@ -263,7 +267,10 @@ def _validate(
 ) -> Generator[tuple[int, Data], None, Progress]:  # fmt: skip
     """The end of an epoch whose training took `seconds`."""
     job = keeper.job
-    validation = {name: figure(value) for name, value in evaluate(job.model, job.validation, job.loss, job.ranks).items()}
+    found = evaluate(
+        job.model, job.validation, job.loss, job.ranks, task=job.dataset.task, classes=len(job.dataset.classes)
+    )  # fmt: skip
+    validation = {name: figure(value) for name, value in found.figures.items()}
     progress = replace(progress, history=(*progress.history, validation))
     yield (
         progress.step,
@@ -275,6 +282,9 @@ def _validate(
             samples_per_second=job.train.samples / seconds,
         ),
     )
+    yield progress.step, found.event(progress.last_epoch, job.dataset.validation.name)
+    if (rule := keeper.stops(progress)) is not None:
+        yield progress.step, rule
     figures: dict[str, Figure] = {"mean_loss": mean, **validation}
     if keeper.wanted(progress, figures):
         progress, written = keeper.save(progress, figures)

@@ -23,6 +23,7 @@ from core.catalog import build_loss, check_loss
 from core.datasets import Dataset, open_dataset
 from core.errors import DataError, Fault, SpecError, TransferError
 from core.events import GroupsData, TransferData
+from core.figures import figures_of
 from core.freezing import freeze
 from core.heads import Head
 from core.hyperparameters import check_optimizer
@@ -159,6 +160,7 @@ def plan(spec: JobSpec, places: Places) -> Plan:
     classes = len(dataset.classes) if dataset else _STAND_IN
     faults.collect(lambda: _check_loss(spec, dataset))
     faults.add(schedules.check(spec))
+    faults.add(_check_metrics(spec, dataset))
     resolved, preprocessing = faults.collect(lambda: resolve(spec, places, dataset)) or resolve(_bare(spec), places, None)
     model = faults.collect(lambda: _shapes(resolved, spec, classes, places))
     if model is None:
@@ -179,7 +181,7 @@ def plan(spec: JobSpec, places: Places) -> Plan:
     )  # fmt: skip
     steps = faults.collect(lambda: _steps(spec, samples))
     if dataset and groups and steps:
-        groups = faults.collect(partial(schedules.assign, groups, spec, steps.per_epoch))
+        groups = faults.collect(partial(schedules.assign, groups, resolved, steps.per_epoch))
     if faults.found or not dataset or not groups or activations is None or not steps:
         raise SpecError(*faults.found)
     splits = [estimate(images, preprocessing, dataset.channels) for images in (dataset.train, dataset.validation)]
@@ -255,6 +257,17 @@ def _check_loss(spec: JobSpec, dataset: Dataset | None) -> None:
     loss = build_loss(spec.loss)
     if dataset:
         check_loss(loss, spec.loss, len(dataset.classes), dataset.train.labels)
+
+
+def _check_metrics(spec: JobSpec, dataset: Dataset | None) -> Iterator[Fault]:
+    """Whether what a rule goes by is measured on this dataset; without one, on any."""
+    stopping = spec.training.early_stopping
+    named = [("/checkpoint", spec.checkpoint.metric), ("/training/early_stopping", stopping and stopping.metric)]
+    named += [(pointer, schedule.metric) for pointer, schedule in schedules.specs_of(spec)]
+    known = figures_of(dataset.task if dataset else None, len(dataset.classes) if dataset else 0)
+    for pointer, metric in named:
+        if metric is not None and metric not in known:
+            yield Fault(f"{pointer}/metric", f"there is no figure '{metric}' of this validation; it has {', '.join(known)}")
 
 
 def _shapes(resolved: JobSpec, spec: JobSpec, classes: int, places: Places) -> nn.Module:
@@ -333,6 +346,9 @@ def _warnings(spec: JobSpec, transfer: TransferData | None, groups: list[Group])
             yield f"group '{name}' is frozen: its {', '.join(given)} has no effect"
         if group.until_epoch is not None and group.until_epoch >= spec.training.epochs:
             yield f"group '{name}' is frozen for {group.until_epoch} of {spec.training.epochs} epochs: it never trains"
+    stopping = spec.training.early_stopping
+    if stopping is not None and stopping.patience >= spec.training.epochs:
+        yield f"early stopping waits for {stopping.patience} epochs, but the job has {spec.training.epochs}: it never stops"
     if spec.loss.name == "NLLLoss" and spec.model.name.startswith(("torchvision:", "timm:")):
         yield "NLLLoss takes log-probabilities, but this model gives logits; CrossEntropyLoss is what fits them"
 

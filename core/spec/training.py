@@ -15,6 +15,20 @@ class LossSpec(Named):
     name: Name = Field(default="CrossEntropyLoss", description="A loss class of `torch.nn`.")
 
 
+class EarlyStoppingSpec(Part):
+    """End the job, as if it had had no more epochs, once its validation no longer gets better."""
+
+    patience: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        default=3, description="So many epochs in a row without a better figure end the job."
+    )
+    metric: Name | None = Field(
+        default=None,
+        description="The validation figure that it reads; null: top1 of classes, mAP of several labels, mae of numbers.",
+        examples=["loss"],
+    )
+    min_delta: Annotated[float, Field(ge=0)] = Field(default=0.0, description="Better is better by more than this.")
+
+
 class TrainingSpec(Part):
     """How long, and from which seed."""
 
@@ -27,3 +41,4 @@ class TrainingSpec(Part):
             "an operation that has none fails."
         ),
     )
+    early_stopping: EarlyStoppingSpec | None = Field(default=None, description="null: train every epoch.")
