@@ -10,7 +10,7 @@ import anyio
 from fastapi import Depends, FastAPI
 from fastapi.concurrency import run_in_threadpool
 
-from api import catalog, checkpoints, control, events, forks, groups, health, jobs, openapi, plans, problems, reports
+from api import catalog, checkpoints, control, evaluation, events, forks, groups, health, jobs, openapi, plans, problems, reports
 from api.answers import JsonResponse
 from api.broadcast import Broadcaster
 from api.dependencies import Service, known_parameters
@@ -41,7 +41,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     problems.install(app)
-    for module in (plans, jobs, control, forks, events, reports, groups, checkpoints, catalog, health):
+    for module in (plans, jobs, control, forks, events, reports, evaluation, groups, checkpoints, catalog, health):
         app.include_router(module.router)
     openapi.install(app)
     return app

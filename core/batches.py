@@ -82,10 +82,8 @@ class Loader:
             yield self._normalise(images), self._labels.index_select(0, on_device[first:last])
 
     def order(self, epoch: int) -> Tensor:
-        """The indices of the samples in the order of that epoch, int64 [N]: a function of (seed, epoch) alone."""
-        if self._shuffle_seed is None:
-            return torch.arange(len(self._labels))
-        return torch.randperm(len(self._labels), generator=generator(self._shuffle_seed, _ORDER, epoch))
+        """The indices of the samples in the order of that epoch, int64 [N]."""
+        return epoch_order(len(self._labels), self._shuffle_seed, epoch)
 
     def close(self) -> None:
         """End the reading processes, if there are any."""
@@ -123,6 +121,13 @@ def make_loader(
 def estimate(images: Images, preprocessing: Preprocessing, channels: int) -> int:
     """Bytes of the split when decoded; nothing is read."""
     return len(images) * channels * preprocessing.size**2
+
+
+def epoch_order(samples: int, seed: int | None, epoch: int) -> Tensor:
+    """The indices of a split in the order of an epoch, int64 [N]: a function of (seed, epoch); None leaves them as they are."""
+    if seed is None:
+        return torch.arange(samples)
+    return torch.randperm(samples, generator=generator(seed, _ORDER, epoch))
 
 
 def steps_per_epoch(samples: int, spec: LoaderSpec) -> int:

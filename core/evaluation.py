@@ -25,6 +25,7 @@ from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 from core.checkpoints import device_of
 from core.events import ClassColumns, EvaluationData, Figure, HardSample, shortest
 from core.figures import TOP
+from core.images import sendable
 from core.outputs import LossFunction, logits_of
 from core.ranks import Batches, Ranks
 from core.spec import Task
@@ -73,7 +74,7 @@ class Evaluation:
     def event(self, epoch: int, name: Callable[[int], str]) -> EvaluationData:
         """As the log has it; `name` is that of a sample of the validation, by its index."""
         hardest = None if self.hardest is None else [
-            HardSample(index=one.place, name=_storable(name(one.place)), target=one.target, prediction=one.prediction,
+            HardSample(index=one.place, name=sendable(name(one.place)), target=one.target, prediction=one.prediction,
                        loss=shortest(one.loss))
             for one in self.hardest
         ]  # fmt: skip
@@ -342,8 +343,3 @@ def _first(values: Tensor) -> list[int | Figure]:
     """Numbers as an event has them."""
     found: Sequence[int | float] = values[:_MOST_NUMBERS].tolist()
     return [value if isinstance(value, int) else shortest(value) for value in found]
-
-
-def _storable(name: str) -> str:
-    """A file's name may be no Unicode."""
-    return name.encode(errors="surrogateescape").decode(errors="replace")
