@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -159,20 +159,18 @@ def _tally(task: Task, classes: int, device: torch.device, ranks: Ranks, loss_fn
     return _Classes(classes, device, ranks)
 
 
-class _Metrics:
-    """Some of torchmetrics, in float64 where they are no counts; they bring the ranks together themselves."""
+def _over(ranks: Ranks, metric: Metric) -> Tensor:
+    """What it is over the samples of all ranks.
 
-    def __init__(self, metrics: Mapping[str, Metric], device: torch.device) -> None:
-        self._metrics = dict(metrics)
-        for metric in self._metrics.values():
-            metric.set_dtype(torch.float64).to(device)
-
-    def update(self, outputs: Tensor, targets: Tensor) -> None:
-        for metric in self._metrics.values():
-            metric.update(outputs, targets)
-
-    def computed(self) -> dict[str, Tensor]:
-        return {name: metric.compute() for name, metric in self._metrics.items()}
+    It is not left to torchmetrics to bring them together: that waits for ever, or dies, where a rank saw no batch.
+    """
+    if ranks.size > 1:
+        seen = [one for one in ranks.gather(metric.cpu() if metric.update_called else None) if one is not None]
+        metric, *others = seen
+        for other in others:
+            metric.merge_state(other)
+    found: Tensor = metric.compute()
+    return found
 
 
 class _Classes:
@@ -181,22 +179,20 @@ class _Classes:
     def __init__(self, classes: int, device: torch.device, ranks: Ranks) -> None:
         self._classes, self._device, self._ranks = classes, device, ranks
         tops = {"top1": 1, **({"top5": TOP} if classes > TOP else {})}
-        self._metrics = _Metrics(
-            {
-                name: MulticlassAccuracy(classes, top_k=top, average="micro", validate_args=False, sync_on_compute=ranks.size > 1)
-                for name, top in tops.items()
-            },
-            device,
-        )
+        self._metrics = {
+            name: MulticlassAccuracy(classes, top_k=top, average="micro", validate_args=False, sync_on_compute=False).to(device)
+            for name, top in tops.items()
+        }
         self._pairs: list[Tensor] = []
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         targets = _class_of(targets)
-        self._metrics.update(outputs, targets)
+        for metric in self._metrics.values():
+            metric.update(outputs, targets)
         self._pairs.append(targets * self._classes + outputs.argmax(dim=1))
 
     def figures(self) -> dict[str, float]:
-        return {name: value.item() for name, value in self._metrics.computed().items()}
+        return {name: _over(self._ranks, metric).item() for name, metric in self._metrics.items()}
 
     def detail(self) -> Detail:
         pairs = torch.cat([*self._pairs, torch.empty(0, dtype=torch.int64, device=self._device)])
@@ -226,10 +222,9 @@ class _Labels:
     def __init__(self, classes: int, device: torch.device, ranks: Ranks, *, threshold: float) -> None:
         self._ranks, self._threshold = ranks, threshold
         self._counts = torch.zeros((3, classes), dtype=torch.int64, device=device)
-        self._precision = MultilabelAveragePrecision(
-            classes, average="none", validate_args=False, sync_on_compute=ranks.size > 1
-        ).to(device)
-        self.update(torch.empty((0, classes), device=device), torch.empty((0, classes), device=device))
+        self._precision = MultilabelAveragePrecision(classes, average="none", validate_args=False, sync_on_compute=False).to(
+            device
+        )
         self._found: list[float | None] = []
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
@@ -242,7 +237,7 @@ class _Labels:
 
     def figures(self) -> dict[str, float]:
         support = self._ranks.total(self._counts)[0].tolist()
-        values = self._precision.compute().tolist()
+        values = _over(self._ranks, self._precision).tolist()
         self._found = [value if count else None for value, count in zip(values, support, strict=True)]
         known = [value for value in self._found if value is not None]
         return {"mAP": sum(known) / len(known) if known else math.nan}
@@ -261,28 +256,28 @@ class _Numbers:
     """Numbers: a regression."""
 
     def __init__(self, targets: int, device: torch.device, ranks: Ranks) -> None:
-        synced = ranks.size > 1
-        self._errors = _Metrics(
-            {
-                "mae": MeanAbsoluteError(num_outputs=targets, sync_on_compute=synced),
-                "rmse": MeanSquaredError(squared=False, num_outputs=targets, sync_on_compute=synced),
-            },
-            device,
-        )
-        self._r2 = R2Score(sync_on_compute=synced).set_dtype(torch.float64).to(device)
+        self._ranks = ranks
+        self._errors = {
+            "mae": MeanAbsoluteError(num_outputs=targets, sync_on_compute=False),
+            "rmse": MeanSquaredError(squared=False, num_outputs=targets, sync_on_compute=False),
+        }
+        self._r2 = R2Score(sync_on_compute=False)
+        for metric in (*self._errors.values(), self._r2):
+            metric.set_dtype(torch.float64).to(device)
         self._found: dict[str, list[float]] = {}
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         outputs, targets = outputs.double(), targets.double()
-        self._errors.update(outputs, targets)
+        for metric in self._errors.values():
+            metric.update(outputs, targets)
         # It takes sums of squares below 1e-4 for none; times a power of two the score is the same to the bit.
         self._r2.update(outputs * _EXACT, targets * _EXACT)
 
     def figures(self) -> dict[str, float]:
-        self._found = {name: value.reshape(-1).tolist() for name, value in self._errors.computed().items()}
+        self._found = {name: _over(self._ranks, one).reshape(-1).tolist() for name, one in self._errors.items()}
         means = {name: sum(values) / len(values) for name, values in self._found.items()}
         try:
-            return {**means, "r2": self._r2.compute().item()}
+            return {**means, "r2": _over(self._ranks, self._r2).item()}
         except ValueError:  # of one sample there is none
             return {**means, "r2": math.nan}
 
