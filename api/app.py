@@ -16,6 +16,7 @@ from api import (
     checkpoints,
     control,
     datasets,
+    evaluation,
     events,
     forks,
     groups,
@@ -57,7 +58,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     problems.install(app)
-    for module in (plans, jobs, control, forks, events, reports, groups, checkpoints, datasets, catalog, health):
+    for module in (plans, jobs, control, forks, events, reports, evaluation, groups, checkpoints, datasets, catalog, health):
         app.include_router(module.router)
     openapi.install(app)
     return app

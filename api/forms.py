@@ -14,10 +14,12 @@ from core.events import (
     CheckpointData,
     EndData,
     EpochData,
+    EvaluationData,
     GroupsData,
     IterationsData,
     LogData,
     RewoundData,
+    RuleData,
     StateData,
     TransferData,
     number,
@@ -100,6 +102,25 @@ def _epoch(_event: StoredEvent, data: dict[str, Any]) -> Iterator[str]:
         yield _line(f"{name} : Validation {figures}")
 
 
+def _evaluation(_event: StoredEvent, data: dict[str, Any]) -> Iterator[str]:
+    if data["hardest"]:
+        hardest = data["hardest"][0]
+        yield _line(f"Epoch {data['epoch'] + 1} : Hardest was {hardest['name']}, loss = {number(hardest['loss']):.4f}")
+
+
+def _rule(_event: StoredEvent, data: dict[str, Any]) -> Iterator[str]:
+    yield _line(f"Rule {data['rule']} : {data['message']}; {_ACTIONS[data['action']]}")
+
+
+_ACTIONS = {
+    "stop": "the job stops",
+    "pause": "the job pauses",
+    "cut_lr": "the lr is cut",
+    "rollback": "it goes back to a checkpoint",
+    "none": "nothing is done",
+}
+
+
 def _adjusted(_event: StoredEvent, data: dict[str, Any]) -> Iterator[str]:
     changes = ", ".join(f"{key} {_value(change['from'])} -> {_value(change['to'])}" for key, change in data["changes"].items())
     told = f"not changed: {data['refused']}" if data["refused"] else changes
@@ -141,7 +162,9 @@ _LINES = {
     TransferData.kind: _transfer,
     GroupsData.kind: _groups,
     EpochData.kind: _epoch,
+    EvaluationData.kind: _evaluation,
     AdjustedData.kind: _adjusted,
+    RuleData.kind: _rule,
     CheckpointData.kind: _checkpoint,
     LogData.kind: _log,
     RewoundData.kind: _rewound,

@@ -19,8 +19,8 @@ from api.dependencies import INT64, JobId, Service, Svc
 from api.problems import ProblemError
 from core.adjustments import Adjustment
 from core.errors import Fault, did_you_mean
-from core.events import JobState
-from store import adjustments, jobs, workers
+from core.events import JobState, RuleData
+from store import adjustments, events, jobs, workers
 from store.clock import iso
 from store.errors import PinLost
 from store.tables import Job
@@ -122,8 +122,10 @@ def digest(body: Any) -> str:
 def view(session: Session, job: Job, served: Mapping[str, int] | None = None) -> dict[str, Any]:
     """A row as `schemas.Job`. `served`: as `_served` gives it, where that is known already."""
     here = f"/jobs/{job.id}"
-    parts = ("events", "logs", "losses", "transfer", "groups", "checkpoints")
-    share = min(1.0, job.step / job.steps_total) if job.steps_total else 0.0
+    parts = ("events", "logs", "losses", "transfer", "groups", "evaluation", "checkpoints")
+    stopped = _stopped_early(session, job)
+    steps = job.step if stopped else job.steps_total
+    share = min(1.0, job.step / steps) if steps else 0.0
     return {
         "id": job.id,
         "name": job.name,
@@ -133,7 +135,7 @@ def view(session: Session, job: Job, served: Mapping[str, int] | None = None) ->
         "requested": job.requested,
         "spec": job.spec,
         "progress": {
-            "step": job.step, "steps": job.steps_total, "epoch": job.epoch, "epochs": job.epochs, "share": share,
+            "step": job.step, "steps": steps, "epoch": job.epoch, "epochs": job.epochs, "share": share,
         },
         "latest": job.latest,
         "best": job.best,
@@ -144,6 +146,7 @@ def view(session: Session, job: Job, served: Mapping[str, int] | None = None) ->
         "forked_from": job.forked_from,
         "ran_seconds": round(jobs.ran_seconds(session, job), 3),
         "position": jobs.position(session, job),
+        "stopped_early": stopped,
         "eta_seconds": _eta(job),
         "warnings": [*job.plan.get("warnings", []), *_unserved(job, _served(session) if served is None else served)],
         "created_at": iso(job.created_at),
@@ -185,6 +188,14 @@ def _located(answer: dict[str, Any], status: int) -> Response:
 def reply(answer: dict[str, Any]) -> Response:
     """A job, or a page of them, as it is sent."""
     return JsonResponse(answer)
+
+
+def _stopped_early(session: Session, job: Job) -> dict[str, Any] | None:
+    """The rule that ended it, where it succeeded with epochs left."""
+    if job.state != "succeeded" or job.epoch >= job.epochs:
+        return None
+    rule = events.latest(session, job.id, RuleData.kind)
+    return rule if rule is not None and rule["action"] == "stop" else None
 
 
 def _eta(job: Job) -> float | None:

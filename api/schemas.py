@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from core.adjustments import GroupPatch
-from core.events import KINDS, Event, Failure, Figure, GroupRow, GroupsData, JobState, TransferData
+from core.events import (
+    KINDS,
+    Event,
+    Failure,
+    Figure,
+    GroupRow,
+    GroupsData,
+    HardSample,
+    JobState,
+    RuleData,
+    TransferData,
+)
 from core.spec import MOST_LABELS, JobSpec, Label, Name, Priority, Task
 
 Time = Annotated[str, Field(description="ISO 8601, UTC.", examples=["2026-01-31T12:00:00.123Z"])]
@@ -23,7 +34,7 @@ class Progress(BaseModel):
     """How far a job is, as of its last committed event."""
 
     step: int = Field(description="Optimizer steps completed.")
-    steps: int | None = Field(description="Of how many.")
+    steps: int | None = Field(description="Of how many; once a job has stopped early, those that it did.")
     epoch: int = Field(description="Epochs completed.")
     epochs: int
     share: float = Field(ge=0, le=1, description="step / steps.")
@@ -35,7 +46,7 @@ class Latest(BaseModel):
     loss: Figure | None = None
     lr: dict[str, float] | None = Field(default=None, description="Per parameter group.")
     mean_loss: Figure | None = Field(default=None, description="Of the last epoch.")
-    validation: dict[str, Figure] | None = Field(default=None, description="Of the last epoch: `loss`, `top1`.")
+    validation: dict[str, Figure] | None = Field(default=None, description="Of the last epoch: `loss`, `top1` and the like.")
     samples_per_second: float | None = None
 
 
@@ -58,6 +69,7 @@ class Links(BaseModel):
     losses: str
     transfer: str
     groups: str
+    evaluation: str
     checkpoints: str
 
 
@@ -107,7 +119,10 @@ class Job(BaseModel):
         description="How long it has run, over all attempts, without waiting and pauses: what `spec.resources.max_hours` limits."
     )
     position: int | None = Field(description="While queued: how many go before it.")
-    eta_seconds: float | None = Field(description="While running, once it can be told: until the last step.")
+    stopped_early: RuleData | None = Field(description="Why it succeeded before its last epoch; null where it did not.")
+    eta_seconds: float | None = Field(
+        description="While running, once it can be told: until the last step, if no rule stops it before."
+    )
     warnings: list[str] = Field(description="What the plan warned of; and, while queued, whether no worker serves its queue.")
     created_at: Time
     queued_at: Time
@@ -203,6 +218,72 @@ class Losses(BaseModel):
     steps: int = Field(description="How many there are.")
     losses: list[Figure] | None = Field(default=None, description="By step, from 0. Without `points`.")
     buckets: list[Bucket] | None = Field(default=None, description="With `points`: that many at the most, in order.")
+
+
+class ClassFigures(BaseModel):
+    """A class, or a target of a regression, in one validation. null is what its task does not have, or what is of no sample."""
+
+    name: str
+    support: int | None = Field(default=None, description="Samples that have it.")
+    predicted: int | None = Field(default=None, description="Samples for which it was predicted.")
+    correct: int | None = Field(default=None, description="Samples of which both holds.")
+    recall: float | None = Field(default=None, description="correct / support.")
+    precision: float | None = Field(default=None, description="correct / predicted.")
+    f1: float | None = Field(default=None, description="The harmonic mean of the two.")
+    average_precision: Figure | None = None
+    mae: Figure | None = None
+    rmse: Figure | None = None
+
+
+class Confusion(BaseModel):
+    """Samples of one class for which another one was predicted."""
+
+    target: str
+    prediction: str
+    samples: int
+
+
+SampleLabel = str | list[str] | list[Figure]
+
+
+class HardSampleNamed(HardSample):
+    """A sample of the validation with a high loss: a class, labels, or numbers."""
+
+    target: SampleLabel  # type: ignore[assignment]  # by name, where the event has numbers
+    prediction: SampleLabel  # type: ignore[assignment]
+
+
+class Evaluation(BaseModel):
+    """The validation of an epoch in full."""
+
+    epoch: int = Field(description="From 0.")
+    step: int = Field(description="Optimizer steps completed.")
+    task: Task
+    samples: int
+    figures: dict[str, Figure]
+    classes: list[ClassFigures] = Field(description="In the dataset's order.")
+    confused: list[Confusion] | None = Field(description="The most frequent first, 1,000 at most; null where it does not apply.")
+    confused_left_out: int = Field(description="Samples in rarer confusions.")
+    hardest: list[HardSampleNamed] | None = Field(
+        description="The 16 with the highest loss, the highest first; null where the loss cannot be told per sample."
+    )
+
+
+class Sample(BaseModel):
+    """A sample of the training split."""
+
+    index: int = Field(description="In the training split, from 0.")
+    name: str = Field(description="Its file, or the like of `train[17]`.")
+    label: SampleLabel = Field(description="Its class, its labels, or its numbers.")
+
+
+class StepSamples(BaseModel):
+    """What an optimizer step is made of."""
+
+    step: int = Field(description="From 0 over the whole job.")
+    epoch: int = Field(description="From 0.")
+    batches: list[int] = Field(description="The numbers of its batches in the epoch, from 0.")
+    samples: list[Sample] = Field(description="In the order in which they are read.")
 
 
 class Checkpoint(BaseModel):

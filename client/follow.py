@@ -13,7 +13,7 @@ from rich.text import Text
 
 from client.http import Json
 from client.reports import adjusted_text
-from client.tables import STATE_STYLES, figure
+from client.tables import FIGURES, STATE_STYLES, figure
 from client.transfer import transfer_view
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -93,14 +93,15 @@ class Follower:
     def _on_epoch(self, data: Json, step: int) -> None:
         self._epochs.append((step, data))
         figures = {"mean loss": data["mean_loss"]}
-        for name, shown in (("loss", "validation loss"), ("top1", "top-1")):
-            if name in (data["validation"] or {}):
-                figures[shown] = data["validation"][name]
+        figures |= {FIGURES.get(name, name): value for name, value in (data["validation"] or {}).items()}
         text = "  ".join(f"{name} [bold]{figure(value)}[/]" for name, value in figures.items())
         self._console.print(f"  epoch {data['epoch'] + 1}  {text}  [dim]{data['seconds']:.1f} s[/]")
 
     def _on_adjusted(self, data: Json, _step: int) -> None:
         self._line(adjusted_text(data), style="cyan")
+
+    def _on_rule(self, data: Json, _step: int) -> None:
+        self._line(f"{data['rule'].replace('_', ' ')}: {data['message']}", style="yellow")
 
     def _on_log(self, data: Json, _step: int) -> None:
         styles = {"warning": "yellow", "error": "red"}

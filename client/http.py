@@ -195,6 +195,14 @@ class Client:
         """Every step's loss, once."""
         return self._json("GET", f"/jobs/{job_id}/losses")
 
+    def evaluation(self, job_id: int, *, epoch: int | None = None) -> Json:
+        """A validation in full: classes, confusions, hardest samples; that of `epoch`, from 0, or the last one."""
+        return self._json("GET", f"/jobs/{job_id}/evaluation", query={"epoch": epoch})
+
+    def samples(self, job_id: int, step: int) -> Json:
+        """The training samples of a step, from 0 over the whole job."""
+        return self._json("GET", f"/jobs/{job_id}/samples", query={"step": step})
+
     def checkpoints(self, job_id: int) -> list[Json]:
         """The checkpoints that are kept, with their figures."""
         data: list[Json] = self._json("GET", f"/jobs/{job_id}/checkpoints")["data"]

@@ -23,12 +23,16 @@ STATE_STYLES = {
 }
 
 
+FIGURES = {"loss": "validation loss", "top1": "top-1", "top5": "top-5"}
+"""The figures of a validation as people call them, where that is not their own name."""
+
+
 def jobs_view(jobs: Sequence[Json]) -> RenderableType:
     """A row per job."""
     if not jobs:
         return Text("No jobs.", style="dim")
     table = plain_table()
-    for name, justify in (("id", "right"), ("name", "left"), ("state", "left"), ("progress", "left"), ("top-1", "right")):
+    for name, justify in (("id", "right"), ("name", "left"), ("state", "left"), ("progress", "left"), ("best", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     table.add_column("model", overflow="ellipsis", no_wrap=True)
     table.add_column("submitted", justify="right")
@@ -38,7 +42,7 @@ def jobs_view(jobs: Sequence[Json]) -> RenderableType:
             escape(job["name"] or ""),
             Text(job["state"], style=STATE_STYLES.get(job["state"], "")),
             progress_text(job),
-            figure((job["best"] or {}).get("top1")),
+            figure(_best(job)),
             escape(job["spec"]["model"]["name"]),
             ago(job["created_at"]),
         )
@@ -65,19 +69,29 @@ def job_view(job: Json) -> RenderableType:
         facts.add_row("forked from", f"job {origin['job']}{weights}")
     facts.add_row("dataset", escape(job["spec"]["dataset"]["source"]))
     facts.add_row("model", escape(job["spec"]["model"]["name"]))
+    if stopped := job.get("stopped_early"):
+        facts.add_row("stopped early", escape(stopped["message"]))
     eta = f", {job['eta_seconds']:.0f} s to go" if job["eta_seconds"] is not None else ""
     facts.add_row("steps", progress_text(job) + eta)
     if job["ran_seconds"]:
         facts.add_row("ran for", lasted(job["ran_seconds"]))
-    latest = job["latest"]
-    figures = {"loss": latest.get("loss"), "mean loss": latest.get("mean_loss")}
-    for name, value in (latest.get("validation") or {}).items():
-        figures[{"loss": "validation loss", "top1": "top-1"}.get(name, name)] = value
-    shown = [f"{name} {figure(value)}" for name, value in figures.items() if value is not None]
-    if shown:
+    if shown := _latest(job["latest"]):
         facts.add_row("latest", ", ".join(shown))
     facts.add_row("submitted", ago(job["created_at"]))
     return Group(facts, *(Text(f"! {warning}", style="yellow") for warning in job["warnings"]))
+
+
+def _latest(latest: Json) -> list[str]:
+    """The newest figures, each with its name."""
+    figures = {"loss": latest.get("loss"), "mean loss": latest.get("mean_loss")}
+    figures |= {FIGURES.get(name, name): value for name, value in (latest.get("validation") or {}).items()}
+    return [f"{name} {figure(value)}" for name, value in figures.items() if value is not None]
+
+
+def _best(job: Json) -> float | str | None:
+    """What its best checkpoint is the best by."""
+    best, metric = job["best"] or {}, job["spec"].get("checkpoint", {}).get("metric")
+    return next((best[name] for name in (metric, "top1", "mAP", "mae") if name in best), None)
 
 
 def checkpoints_view(checkpoints: Sequence[Json], url: str) -> RenderableType:

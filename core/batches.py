@@ -137,9 +137,11 @@ class Loader:
 
     def order(self, epoch: int) -> Tensor:
         """The indices of the samples in the order of that epoch, int64 [N]: a function of (seed, epoch) alone."""
-        if self._shuffle_seed is None:
-            return torch.arange(len(self.labels))
-        return torch.randperm(len(self.labels), generator=generator(self._shuffle_seed, _ORDER, epoch))
+        return epoch_order(len(self.labels), self._shuffle_seed, epoch)
+
+    def kept(self, epoch: int) -> Tensor:
+        """The same, without what cannot be read."""
+        return self._readable(epoch)[0]
 
     def close(self) -> None:
         """End the reading processes, if there are any."""
@@ -213,6 +215,13 @@ def make_loader(
     )  # fmt: skip
     loader.leave_out(corrupt)
     return loader
+
+
+def epoch_order(samples: int, seed: int | None, epoch: int) -> Tensor:
+    """The indices of a split in the order of an epoch, int64 [N]: a function of (seed, epoch); None leaves them as they are."""
+    if seed is None:
+        return torch.arange(samples)
+    return torch.randperm(samples, generator=generator(seed, _ORDER, epoch))
 
 
 def steps_per_epoch(samples: int, spec: JobSpec) -> int:

@@ -13,6 +13,9 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from core.figures import better, own_of
+from core.spec.values import Task
+
 Figure = float | Literal["nan", "inf", "-inf"]
 """A number that JSON can carry: what is not finite goes as text."""
 
@@ -215,10 +218,62 @@ class EpochData(Data):
     epoch: int
     mean_loss: Figure = Field(description="Mean of the epoch's losses, weighted by samples.")
     validation: dict[str, Figure] | None = Field(
-        description="`loss` and `top1` (a share, 0 to 1); null without validation samples."
+        description=(
+            "`loss`, and by the dataset's task: of classes `top1`, and where there are more than five `top5` (shares, 0 to 1); "
+            "of several labels `mAP` (the mean of the classes' average precision); of numbers `mae`, `rmse` and `r2` (means over "
+            "the targets)."
+        )
     )
     seconds: float
     samples_per_second: float
+
+
+class ClassColumns(BaseModel):
+    """One number per class, or per target of a regression, in the dataset's order; null is what its task does not have."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    support: list[int] | None = Field(default=None, description="Samples that have the class.")
+    predicted: list[int] | None = Field(default=None, description="Samples for which it was predicted.")
+    correct: list[int] | None = Field(default=None, description="Samples of which both holds.")
+    average_precision: list[Figure | None] | None = Field(
+        default=None, description="Of several labels; null for a class that no sample has."
+    )
+    mae: list[Figure] | None = Field(default=None, description="Of numbers: the mean absolute error.")
+    rmse: list[Figure] | None = Field(default=None, description="Of numbers: the root of the mean squared error.")
+
+
+class HardSample(BaseModel):
+    """A sample of the validation with a high loss."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    index: int = Field(description="In the validation split, from 0.")
+    name: str = Field(description="Its file, or the like of `train[17]`.")
+    target: list[int | Figure] = Field(description="Its class by number, its labels (the first 20), or its numbers (as many).")
+    prediction: list[int | Figure]
+    loss: Figure
+
+
+class EvaluationData(Data):
+    """The validation of an epoch in full: per class, what was taken for what, and the hardest samples."""
+
+    kind = "evaluation"
+    epoch: int
+    task: Task
+    samples: int
+    per_class: ClassColumns
+    confused: list[tuple[int, int, int]] | None = Field(
+        default=None,
+        description=(
+            "The confusion matrix but for its diagonal, which is `correct`: `[class, prediction, samples]`, the most frequent "
+            "first, those that did not happen left out, 1,000 at most. null where a sample has not one class."
+        ),
+    )
+    confused_left_out: int = Field(default=0, description="Samples in the rarest confusions, which did not fit into `confused`.")
+    hardest: list[HardSample] | None = Field(
+        description="The 16 with the highest loss, the highest first; null where the loss cannot be told per sample."
+    )
 
 
 class Change(BaseModel):
@@ -243,6 +298,18 @@ class AdjustedData(Data):
     changes: dict[str, Change] = Field(description="`lr`, `momentum`, `betas`, `weight_decay`, `freeze`: from what to what.")
     by: str
     refused: str | None = Field(default=None, description="Why it could not be done; nothing has changed then.")
+
+
+class RuleData(Data):
+    """A rule of the spec took effect."""
+
+    kind = "rule"
+    rule: Literal["early_stopping", "nan", "inf", "spike"]
+    action: Literal["stop", "pause", "cut_lr", "rollback", "none"]
+    step: int
+    value: Figure | None = Field(description="What was seen.")
+    limit: Figure | None = Field(description="What it was held against.")
+    message: str
 
 
 class CheckpointData(Data):
@@ -296,8 +363,8 @@ class EndData(Data):
 KINDS: dict[str, type[Data]] = {
     data.kind: data
     for data in (
-        StateData, TransferData, GroupsData, IterationsData, EpochData, AdjustedData, CheckpointData, LogData, RewoundData,
-        EndData,
+        StateData, TransferData, GroupsData, IterationsData, EpochData, EvaluationData, AdjustedData, RuleData, CheckpointData,
+        LogData, RewoundData, EndData,
     )
 }  # fmt: skip
 
@@ -341,7 +408,7 @@ class Row(NamedTuple):
 def fold(rows: Iterable[Row]) -> list[Row]:
     """The log in `seq` order with `rewound` applied: each step once.
 
-    `iterations`, `epoch`, `adjusted` and `checkpoint` beyond the step that a later `rewound` names are left out; an
+    `iterations`, `epoch`, `evaluation`, `adjusted` and `checkpoint` beyond the step that a later `rewound` names are left out; an
     `iterations` event that spans it is cut. Everything else stays.
     """
     kept: list[Row] = []
@@ -352,6 +419,9 @@ def fold(rows: Iterable[Row]) -> list[Row]:
     return kept
 
 
+_VOIDED = {data.kind for data in (EpochData, EvaluationData, AdjustedData, CheckpointData)}
+
+
 def _before(row: Row, step: int) -> Row | None:
     if row.kind == IterationsData.kind:
         left = step - row.data["first"]
@@ -360,34 +430,35 @@ def _before(row: Row, step: int) -> Row | None:
         if left < len(row.data["losses"]):
             return row._replace(step=step, data={**row.data, "losses": row.data["losses"][:left]})
         return row
-    if row.kind in (EpochData.kind, AdjustedData.kind, CheckpointData.kind):
+    if row.kind in _VOIDED:
         return row if row.step <= step else None
     return row
 
 
-def retained(checkpoints: Sequence[dict[str, Any]], keep_last: int, keep_best: int, metric: str) -> list[int]:
+def retained(checkpoints: Sequence[dict[str, Any]], keep_last: int, keep_best: int, metric: str | None) -> list[int]:
     """The steps of the checkpoints to keep: the last `keep_last`, and the best `keep_best` by `metric` (ties: the earlier).
 
-    `checkpoints` are the data of the folded `checkpoint` events, oldest first. The one rule of retention: the supervisor prunes
-    by it, the API lists by it.
+    `checkpoints` are the data of the folded `checkpoint` events, oldest first; `metric` None is the task's own. The one rule of
+    retention: the supervisor prunes by it, the API lists by it.
     """
     ranked = sorted(range(len(checkpoints)), key=lambda i: (*_worse(checkpoints[i]["figures"], metric), i))
     keep = {*ranked[:keep_best], *range(max(0, len(checkpoints) - keep_last), len(checkpoints))}
     return [checkpoints[i]["step"] for i in sorted(keep)]
 
 
-def best(checkpoints: Sequence[dict[str, Any]], metric: str) -> dict[str, Any] | None:
+def best(checkpoints: Sequence[dict[str, Any]], metric: str | None) -> dict[str, Any] | None:
     """The best of these checkpoints by `metric`, the earlier of equals."""
     return min(checkpoints, key=lambda data: _worse(data["figures"], metric), default=None)
 
 
-def _worse(figures: dict[str, Any], metric: str) -> tuple[bool, float]:
+def _worse(figures: dict[str, Any], metric: str | None) -> tuple[bool, float]:
     """A sort key, lower is better. What was not validated is worse than all that was, and goes by its mean loss.
 
     A figure that is missing or not finite comes last among its kind.
     """
+    metric = metric or own_of(figures)
     validated = metric in figures
     value = number(figures.get(metric if validated else "mean_loss", math.inf))
     if not math.isfinite(value):
         return not validated, math.inf
-    return not validated, -value if validated and metric == "top1" else value
+    return not validated, -value if validated and better(metric) == "max" else value

@@ -126,6 +126,10 @@ class Featured:
         """The samples of each batch, over all ranks."""
         return self._loader.sizes(epoch)
 
+    def kept(self, epoch: int) -> Tensor:
+        """The indices of the samples in the order of that epoch, without what cannot be read."""
+        return self._loader.kept(epoch)
+
     def batches(
         self, epoch: int, start: int = 0, *, step: int = 1, rank: int = 0, ranks: int = 1
     ) -> Iterator[tuple[Any, Tensor]]:

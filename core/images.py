@@ -231,6 +231,11 @@ def to_tensor(image: Image.Image, channels: int) -> Tensor:
     return tensor[None] if channels == 1 else tensor.permute(2, 0, 1)
 
 
+def sendable(name: str) -> str:
+    """The name of an image as JSON can carry it: that of a file may be no Unicode."""
+    return name.encode(errors="surrogateescape").decode(errors="replace")
+
+
 def _unreadable(root: Path, name: str, error: Exception) -> DataError:
     return DataError(f"the image {name} cannot be read: {str(error).replace(str(root / name), name) or type(error).__name__}")
 

@@ -1,4 +1,4 @@
-"""The loop: `train_fn`, one epoch; `evaluate`; and `fit`, a whole job. Generators: they yield what happens, the caller decides.
+"""The loop: `train_fn`, one epoch; and `fit`, a whole job. Generators: they yield what happens, the caller decides.
 
 To stop is to close the generator.
 """
@@ -10,20 +10,33 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from core import checkpoints, randomness
 from core.adjustments import Adjustment, Adjustments
 from core.control import GroupControl
 from core.errors import NonFiniteLossError
-from core.events import AdjustedData, CheckpointData, Data, EpochData, Figure, Iteration, LogData, RewoundData, best, figure
+from core.evaluation import evaluate
+from core.events import (
+    AdjustedData,
+    CheckpointData,
+    Data,
+    EpochData,
+    Figure,
+    Iteration,
+    LogData,
+    RewoundData,
+    RuleData,
+    best,
+    figure,
+)  # fmt: skip
 from core.groups import learning_rates
 from core.left_out import Listing, agree
-from core.outputs import LossFunction, logits_of
+from core.outputs import LossFunction
 from core.places import Places
 from core.plan import Prepared, prepare
 from core.progress import Pace, Progress, Tally
@@ -32,6 +45,7 @@ from core.readback import Readback
 from core.recipe import Recipe
 from core.schedules import set_rates
 from core.spec import JobSpec
+from core.stopping import stopped
 
 _ALONE = Ranks()
 
@@ -113,31 +127,6 @@ class Losses:
         return self.tally.mean_loss
 
 
-@torch.no_grad()
-def evaluate(
-    model: nn.Module, loader: Batches, loss_fn: LossFunction, ranks: Ranks = _ALONE, runs: Callable[[Tensor], Any] | None = None
-) -> dict[str, float]:
-    """`loss` (the mean over samples) and, of classes, `top1` (the share of samples whose highest logit is theirs), in eval mode.
-
-    Leaves the model in eval mode, and the random state as it was. The device is read once, at the end. `runs` is how the model
-    is run (`core.recipe.Recipe`), if not by calling it.
-    """
-    runs = runs or model
-    ranks.share_buffers(model)
-    model.eval()
-    totals = torch.zeros(3, dtype=torch.float64, device=checkpoints.device_of(model))
-    classes = True
-    for images, targets in ranks.whole_batches(loader):
-        logits = logits_of(runs(images))
-        classes = targets.ndim == 1
-        correct = (logits.argmax(dim=1) == targets).sum() if classes else torch.zeros_like(totals[0])
-        loss = loss_fn(logits, targets).double()
-        totals += torch.stack([loss * len(targets), correct.double(), torch.full_like(loss, len(targets))])
-    loss_sum, right, samples = ranks.total(totals).tolist()
-    top1 = {"top1": right / max(1, samples)} if classes else {}
-    return {"loss": loss_sum / max(1, samples), **top1}
-
-
 def fit(
     spec: JobSpec, places: Places, directory: Path, *, device: torch.device | str = "cpu", ranks: Ranks = _ALONE,
     resume: Sequence[Path] | None = None, publish: Callable[[], None] = lambda: None,
@@ -147,8 +136,9 @@ def fit(
     """A whole job: yields each Iteration, and `(step, data)` for every other event.
 
     In order: the transfer report, the groups, with `resume` a RewoundData and a LogData for each checkpoint that was passed
-    over, then per epoch its iterations and an EpochData, and a CheckpointData whenever `checkpoint.every` (by `clock`, where it
-    is minutes) has one written. Checkpoints lie in `directory`, each under the number of its step; none is ever removed here.
+    over, then per epoch its iterations, an EpochData and an EvaluationData, and a CheckpointData whenever `checkpoint.every`
+    (by `clock`, where it is minutes) has one written; before the last one a RuleData, where early stopping ends the job.
+    Checkpoints lie in `directory`, each under the number of its step; none is ever removed here.
 
     `resume` lists checkpoints, newest first; the first sound one is continued, in the middle of its epoch too, and the job goes
     on as if it had never stopped: bit for bit on the CPU, and with `training.deterministic` on a GPU of the same type.
@@ -185,7 +175,8 @@ def fit(
         listing = Listing({"training": job.train, "validation": job.validation})
         try:
             yield from _warnings(progress.step, listing.new())
-            while (epoch := progress.epoch) < spec.training.epochs:
+            while not keeper.over(progress):
+                epoch = progress.epoch
                 progress = yield from _epoch(keeper, progress)
                 if spec.dataset.corrupt == "skip":
                     agree(job.train, ranks)
@@ -234,11 +225,18 @@ class _Keeper:
         leading = best([*before, {"figures": figures}], self.job.spec.checkpoint.metric)
         return leading is not None and leading["figures"] is figures
 
+    def stops(self, progress: Progress) -> RuleData | None:
+        """Why the job ends early, between two epochs: the same on all ranks, and after a resume."""
+        return stopped(self.job.spec.training.early_stopping, progress.history, progress.step)
+
+    def over(self, progress: Progress) -> bool:
+        """Whether there is nothing left to train."""
+        return progress.epoch == self.job.spec.training.epochs or self.stops(progress) is not None
+
     def wanted(self, progress: Progress, figures: dict[str, Figure]) -> bool:
         """Whether the end of an epoch is worth a checkpoint."""
-        spec = self.job.spec
-        due = self.due(progress.step, epoch_ends=True) or progress.epoch == spec.training.epochs
-        return due or (spec.checkpoint.keep_best > 0 and self.leads(progress, figures))
+        due = self.due(progress.step, epoch_ends=True) or self.over(progress)
+        return due or (self.job.spec.checkpoint.keep_best > 0 and self.leads(progress, figures))
 
     def save(self, progress: Progress, figures: dict[str, Figure]) -> tuple[Progress, CheckpointData]:
         """Write one; the progress, which knows what is best now, and the event."""
@@ -296,8 +294,16 @@ def _validate(
     """The end of an epoch whose training took `seconds`."""
     job = keeper.job
     with job.recipe.final():
-        figures_of = evaluate(job.model, job.validation, job.loss, job.ranks, job.recipe)
-    validation = {name: figure(value) for name, value in figures_of.items()}
+        found = evaluate(
+            job.model,
+            job.validation,
+            job.loss,
+            job.ranks,
+            task=job.dataset.task,
+            classes=len(job.dataset.classes),
+            runs=job.recipe,
+        )
+    validation = {name: figure(value) for name, value in found.figures.items()}
     progress = replace(progress, history=(*progress.history, validation))
     yield (
         progress.step,
@@ -309,6 +315,9 @@ def _validate(
             samples_per_second=job.train.samples / seconds,
         ),
     )
+    yield progress.step, found.event(progress.last_epoch, job.validation.kept(0).tolist(), job.dataset.validation.name)
+    if (rule := keeper.stops(progress)) is not None:
+        yield progress.step, rule
     figures: dict[str, Figure] = {"mean_loss": mean, **validation}
     if keeper.wanted(progress, figures):
         progress, written = keeper.save(progress, figures)

@@ -23,6 +23,7 @@ from core.datasets import Dataset, open_dataset
 from core.errors import DataError, Fault, SpecError, TransferError
 from core.events import GroupsData, TransferData
 from core.features import Featured, FeatureFacts
+from core.figures import figures_of
 from core.freezing import freeze
 from core.heads import Head
 from core.hyperparameters import check_optimizer
@@ -196,6 +197,7 @@ def plan(spec: JobSpec, places: Places) -> Plan:
     classes = len(dataset.classes) if dataset else _STAND_IN
     faults.collect(lambda: _check_loss(spec, dataset))
     faults.add(schedules.check(spec))
+    faults.add(_check_metrics(spec, dataset))
     resolved, preprocessing = _resolved(spec, places, dataset, faults)
     model = faults.collect(lambda: _shapes(resolved, spec, classes, places))
     if model is None:
@@ -223,7 +225,7 @@ def plan(spec: JobSpec, places: Places) -> Plan:
     )  # fmt: skip
     steps = faults.collect(lambda: _steps(spec, samples))
     if dataset and groups and steps:
-        groups = faults.collect(partial(schedules.assign, groups, spec, steps.per_epoch))
+        groups = faults.collect(partial(schedules.assign, groups, resolved, steps.per_epoch))
     if faults.found or not dataset or not groups or activations is None or not steps:
         raise SpecError(*faults.found)
     tiers = _tiers(dataset, preprocessing, places, None, pipeline)
@@ -347,6 +349,17 @@ def _pipeline(resolved: JobSpec, dataset: Dataset | None, preprocessing: Preproc
     )  # fmt: skip
 
 
+def _check_metrics(spec: JobSpec, dataset: Dataset | None) -> Iterator[Fault]:
+    """Whether what a rule goes by is measured on this dataset; without one, on any."""
+    stopping = spec.training.early_stopping
+    named = [("/checkpoint", spec.checkpoint.metric), ("/training/early_stopping", stopping and stopping.metric)]
+    named += [(pointer, schedule.metric) for pointer, schedule in schedules.specs_of(spec)]
+    known = figures_of(dataset.task if dataset else None, len(dataset.classes) if dataset else 0)
+    for pointer, metric in named:
+        if metric is not None and metric not in known:
+            yield Fault(f"{pointer}/metric", f"there is no figure '{metric}' of this validation; it has {', '.join(known)}")
+
+
 def _shapes(resolved: JobSpec, spec: JobSpec, classes: int, places: Places) -> nn.Module:
     """The model without data. Where it can be built, but not for the image size that was filled in, that is to blame."""
     try:
@@ -427,6 +440,9 @@ def _warnings(spec: JobSpec, transfer: TransferData | None, groups: list[Group],
             yield f"group '{name}' is frozen for {group.until_epoch} of {spec.training.epochs} epochs: it never trains"
     if batches < spec.training.accumulate:
         yield f"an epoch has {batches} batches, fewer than the {spec.training.accumulate} of a step: each epoch is one step"
+    stopping = spec.training.early_stopping
+    if stopping is not None and stopping.patience >= spec.training.epochs:
+        yield f"early stopping waits for {stopping.patience} epochs, but the job has {spec.training.epochs}: it never stops"
 
 
 def _transfer_warnings(spec: JobSpec, transfer: TransferData, groups: list[Group]) -> Iterator[str]:

@@ -17,7 +17,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
@@ -107,9 +107,12 @@ class Ranks:
         del model
         return loss
 
-    def whole_batches(self, loader: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of validation: the batches that this rank sees; each is seen by one."""
-        return loader.batches(0)
+    def whole_batches(self, loader: Batches) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Of validation: the batches that this rank sees, each seen by one; with the place of its first sample in the order."""
+        first = 0
+        for images, targets in loader.batches(0):
+            yield first, images, targets
+            first += len(targets)
 
     def total(self, tensor: Tensor) -> Tensor:
         """The sum over ranks."""
@@ -182,9 +185,15 @@ class Group(Ranks):
         self._heard |= any(wish for _, wish in self._wishes.push(told[1], None))
         return told[0]
 
-    def whole_batches(self, loader: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    def whole_batches(self, loader: Batches) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Each `size`th, whole: the sums over all ranks are then those of one."""
-        return cast("SharedBatches", loader).batches(0, self.rank, step=self.size)
+        shared = cast("SharedBatches", loader)
+        sizes = shared.sizes(0)
+        begins = list(zip(accumulate(sizes, initial=0), sizes, strict=False))  # the last of the sums begins nothing
+        there = [first for first, size in begins[self.rank :: self.size] if size]
+        mine = shared.batches(0, self.rank, step=self.size)
+        for first, (images, targets) in zip(there, mine, strict=True):
+            yield first, images, targets
 
     def total(self, tensor: Tensor) -> Tensor:
         """In place."""

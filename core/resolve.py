@@ -1,15 +1,17 @@
-"""Fill in what a spec leaves out: image size and normalisation, from the weights, else from the dataset; presets; the loss."""
+"""Fill in what a spec leaves out: from the weights, else from the dataset, and what it is judged by."""
 
 from __future__ import annotations
 
 from core import augment
 from core.batches import Preprocessing
+from core.curves import PLATEAU
 from core.datasets import Dataset
+from core.figures import FIGURES, OWN
 from core.losses import resolve_loss
 from core.models import size_keyword, takes
 from core.places import Places
 from core.sources import preprocessing_of
-from core.spec import JobSpec
+from core.spec import JobSpec, ScheduleSpec, Task
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and std of ImageNet's RGB images in 0..1 (torchvision's presets)."""
@@ -36,5 +38,28 @@ def resolve(spec: JobSpec, places: Places, dataset: Dataset | None) -> tuple[Job
     operations = augment.listed(spec.dataset.augment, size, dataset.channels if dataset else 3, mean)
     task = dataset.task if dataset else spec.dataset.task
     resolved = spec.dataset.model_copy(update={"image_size": size, "augment": operations, "task": task})
-    loss = resolve_loss(spec.loss, dataset)
-    return spec.model_copy(update={"dataset": resolved, "model": model, "loss": loss}), Preprocessing(size, mean, std)
+    spec = spec.model_copy(update={"dataset": resolved, "model": model, "loss": resolve_loss(spec.loss, dataset)})
+    return with_metrics(spec, dataset.task) if dataset else spec, Preprocessing(size, mean, std)
+
+
+def with_metrics(spec: JobSpec, task: Task) -> JobSpec:
+    """The spec with every figure named that it goes by: the task's own where it does not say, and for a plateau the loss."""
+    stopping, optimizer = spec.training.early_stopping, spec.optimizer
+    if stopping is not None and stopping.metric is None:
+        stopping = stopping.model_copy(update={"metric": OWN[task]})
+    groups = [group.model_copy(update={"schedule": _heard(group.schedule, task)}) for group in optimizer.groups]
+    return spec.model_copy(
+        update={
+            "checkpoint": spec.checkpoint.model_copy(update={"metric": spec.checkpoint.metric or OWN[task]}),
+            "training": spec.training.model_copy(update={"early_stopping": stopping}),
+            "schedule": _heard(spec.schedule, task),
+            "optimizer": optimizer.model_copy(update={"groups": groups}),
+        }
+    )
+
+
+def _heard(schedule: ScheduleSpec | None, task: Task) -> ScheduleSpec | None:
+    if schedule is None or schedule.name != PLATEAU or schedule.metric is not None:
+        return schedule
+    highest = next(name for name, way in FIGURES[task].items() if way == "max")
+    return schedule.model_copy(update={"metric": highest if schedule.keywords.get("mode") == "max" else "loss"})

@@ -25,6 +25,7 @@ from core.catalog import (
 from core.curves import PLATEAU, Curve
 from core.errors import Fault, SpecError, pointer_of
 from core.events import Figure, number
+from core.figures import better
 from core.hyperparameters import as_torch
 from core.keywords import check_keywords
 from core.spec import JobSpec, OptimizerSpec, ScheduleSpec
@@ -47,7 +48,7 @@ class _Job(NamedTuple):
 def check(spec: JobSpec) -> list[Fault]:
     """The faults of the schedules' names, keywords and values, as far as they show without a model and a dataset."""
     faults: list[Fault] = []
-    for pointer, written in _written(spec):
+    for pointer, written in specs_of(spec):
         try:
             target = constant if written.name is None else schedule_class(written.name, pointer)
         except SpecError as error:
@@ -63,7 +64,8 @@ def check(spec: JobSpec) -> list[Fault]:
 def assign(groups: Sequence[Group], spec: JobSpec, per_epoch: int) -> list[Group]:
     """The same groups, each with its curve over a job of `per_epoch` steps an epoch; None where its lr is constant.
 
-    A group's own schedule goes before the job's. Raises SpecError below /schedule and /optimizer/groups/N/schedule.
+    A group's own schedule goes before the job's; a plateau names its figure (`core.resolve`). Raises SpecError below /schedule
+    and /optimizer/groups/N/schedule.
     """
     faults = dict.fromkeys(check(spec))
     if faults:
@@ -115,6 +117,11 @@ def hear(optimizer: Optimizer, history: Sequence[Mapping[str, Figure]]) -> None:
             group["curve"] = replace(curve, past=tuple(number(figures[metric]) for figures in history))
 
 
+def specs_of(spec: JobSpec) -> list[tuple[str, ScheduleSpec]]:
+    """Every schedule of a spec, with its place."""
+    return [(at, one) for at, one in [("/schedule", spec.schedule), *_pointers(spec.optimizer)] if one is not None]
+
+
 def notes(groups: Iterable[Group], total: int) -> Iterator[str]:
     """What works over a job of `total` steps, but may not be what was meant; each said once."""
     said: dict[str, None] = {}
@@ -131,11 +138,6 @@ def constant() -> None:
 def _pointers(spec: OptimizerSpec) -> list[tuple[str, ScheduleSpec | None]]:
     """Of each group of the spec, the place of its own schedule, and that."""
     return [(pointer_of("optimizer", "groups", index, "schedule"), one.schedule) for index, one in enumerate(spec.groups)]
-
-
-def _written(spec: JobSpec) -> list[tuple[str, ScheduleSpec]]:
-    """Every schedule of a spec, with its place."""
-    return [(at, one) for at, one in [("/schedule", spec.schedule), *_pointers(spec.optimizer)] if one is not None]
 
 
 def _check_values(written: ScheduleSpec, pointer: str) -> Iterator[Fault]:
@@ -172,7 +174,7 @@ def _check_own(target: Any, written: ScheduleSpec, pointer: str) -> Iterator[Fau
         if one.default is one.empty and key not in written.keywords and key not in filled_in:
             yield Fault(pointer + pointer_of(key), f"{written.name} needs it, torch has no default")
     if written.name == PLATEAU:
-        mode = "max" if written.metric == "top1" else "min"
+        mode = better(written.metric or "loss")
         if written.per == "step":
             yield Fault(f"{pointer}/per", f"{PLATEAU} goes by the validation, which ends each epoch; leave it out")
         if written.metric and written.keywords.get("mode", mode) != mode:
@@ -196,10 +198,9 @@ def _curve(written: ScheduleSpec, group: Group, job: _Job, place: tuple[int, int
         if written.name == "OneCycleLR":
             counted = job._replace(per_epoch=1) if per == "epoch" else job
             keywords = _one_cycle(given, keywords, lr=lr, left=left, job=counted, pointer=pointer)
-        metric = _metric(written)
-        filled |= {"name": written.name, "per": per, "metric": metric, **keywords}
-        if metric is not None:
-            filled["mode"] = "max" if metric == "top1" else "min"
+        filled |= {"name": written.name, "per": per, "metric": written.metric, **keywords}
+        if written.metric is not None:
+            filled["mode"] = better(written.metric)
     elif not warmup:
         return None
     return Curve(base=lr, schedule=ScheduleSpec.model_validate(filled), per_epoch=job.per_epoch)
@@ -241,13 +242,6 @@ def _one_cycle(
         raise SpecError.at(f"{pointer}/{blamed}", f"{told}; leave it out")
     own = {"total_steps": total, "max_lr": given.get("max_lr", lr), "pct_start": float(keywords["pct_start"])}
     return {key: value for key, value in {**keywords, **own}.items() if key not in {"epochs", "steps_per_epoch"}}
-
-
-def _metric(written: ScheduleSpec) -> str | None:
-    """What a plateau goes by."""
-    if written.name != PLATEAU:
-        return None
-    return written.metric or ("top1" if written.keywords.get("mode") == "max" else "loss")
 
 
 def _try(curve: Curve, spec: OptimizerSpec, total: int, pointer: str) -> None:

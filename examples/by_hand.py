@@ -13,9 +13,10 @@ from torch import nn
 
 from core.batches import Preprocessing, make_loader
 from core.datasets import open_dataset
+from core.evaluation import evaluate
 from core.events import Iteration
 from core.groups import build_optimizer
-from core.loop import evaluate, train_fn
+from core.loop import train_fn
 from core.models import get_model
 from core.places import Places
 from core.spec import JobSpec, OptimizerSpec
@@ -68,4 +69,4 @@ def train(epoch: int) -> Generator[Iteration, None, None]:
 for epoch in range(EPOCHS):
     for number, iteration in enumerate(train(epoch), start=1):
         print(f"Epoch {epoch + 1}, iteration : {number}, loss = {iteration.loss:.4f}")
-    print(f"Epoch {epoch + 1} : {evaluate(model, validation, loss_fn)['top1']:.1%} of the validation images are right")
+    print(f"Epoch {epoch + 1} : {evaluate(model, validation, loss_fn).figures['top1']:.1%} of the validation images are right")

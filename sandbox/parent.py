@@ -39,6 +39,7 @@ DEFAULT_PRELOAD = (
     "safetensors.torch",
     "orjson",
     "sklearn.datasets",
+    "torchmetrics",  # the first validation imports it, and scipy with it
     "timm",  # where it is installed: a second of imports that each plan and each job with one of its models would pay
 )
 _NO_LIMITS = Limits()

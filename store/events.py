@@ -11,7 +11,7 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session
 
 from core import events as schema
-from core.events import AdjustedData, CheckpointData, EndData, IterationsData, RewoundData, Row, StateData
+from core.events import AdjustedData, CheckpointData, EndData, EvaluationData, IterationsData, RewoundData, Row, StateData
 from store import pins
 from store.clock import iso, moment
 from store.errors import NotFound
@@ -29,6 +29,7 @@ __all__ = [
     "append",
     "buckets",
     "checkpoints",
+    "evaluation",
     "folded",
     "last_seq",
     "latest",
@@ -163,6 +164,22 @@ def folded(session: Session, job_id: int, kinds: Collection[str]) -> list[Row]:
     """The events of these kinds with `rewound` applied: each step once."""
     rows = schema.fold(_rows(session, job_id, {*kinds, RewoundData.kind}))
     return [row for row in rows if row.kind in kinds]
+
+
+def evaluation(session: Session, job_id: int, epoch: int | None = None) -> tuple[int, dict[str, Any]] | None:
+    """The step and data of the `evaluation` of an epoch (None: the last one) with `rewound` applied; None where there is none."""
+    kind = EventRecord.kind == EvaluationData.kind
+    rewinds = _rows(session, job_id, {RewoundData.kind})
+    columns = (EventRecord.seq, EventRecord.step, EventRecord.data)
+    for seq, step, data in session.execute(
+        select(*columns).where(EventRecord.job_id == job_id, kind).order_by(EventRecord.seq.desc()).execution_options(yield_per=1)
+    ):
+        if any(row.seq > seq and row.data["to_step"] < step for row in rewinds):
+            continue
+        found = orjson.loads(data)
+        if epoch is None or found["epoch"] == epoch:
+            return step, found
+    return None
 
 
 def losses(session: Session, job_id: int) -> Losses:

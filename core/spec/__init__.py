@@ -11,12 +11,12 @@ from core.spec.job import JobSpec, ResourcesSpec
 from core.spec.model import ModelSpec, PretrainedSpec
 from core.spec.optimizer import SELECTORS, GroupSpec, OptimizerSpec, Selector, UntilEpoch
 from core.spec.schedule import ScheduleSpec
-from core.spec.training import DEFAULT_LOSSES, LossSpec, TrainingSpec
+from core.spec.training import DEFAULT_LOSSES, EarlyStoppingSpec, LossSpec, TrainingSpec
 from core.spec.values import MOST_LABELS, Label, Name, Named, Part, Priority, Task
 
 __all__ = [
-    "DEFAULT_LOSSES", "MOST_LABELS", "SELECTORS", "Augmentation", "CheckpointSpec", "DatasetSpec", "EveryMinutes", "EverySteps",
-    "GroupSpec",
+    "DEFAULT_LOSSES", "MOST_LABELS", "SELECTORS", "Augmentation", "CheckpointSpec", "DatasetSpec", "EarlyStoppingSpec",
+    "EveryMinutes", "EverySteps", "GroupSpec",
     "JobSpec", "Label", "LoaderSpec", "LossSpec", "ModelSpec", "Name", "Named", "OptimizerSpec", "Part", "PretrainedSpec",
     "Priority", "ResourcesSpec", "ScheduleSpec", "Selector", "Task", "TrainingSpec", "UntilEpoch", "faults_of",
 ]  # fmt: skip

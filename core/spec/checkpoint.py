@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
-from core.spec.values import Part
+from core.spec.values import Name, Part
 
 
 class EverySteps(Part):
@@ -43,6 +43,10 @@ class CheckpointSpec(Part):
     )
     keep_last: Annotated[int, Field(ge=1, le=1000)] = 1
     keep_best: Annotated[int, Field(ge=0, le=1000)] = 1
-    metric: Literal["top1", "loss"] = Field(
-        default="top1", description="The validation figure that says which is best (the highest top1, the lowest loss)."
+    metric: Name | None = Field(
+        default=None,
+        description=(
+            "The validation figure that says which is best; null: top1 of classes, mAP of several labels, mae of numbers."
+        ),
+        examples=["top1", "loss"],
     )

@@ -32,9 +32,13 @@ class ScheduleSpec(BaseModel):
     warmup_start: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.01, description="The share of lr that the warmup begins at."
     )
-    metric: Literal["loss", "top1"] | None = Field(
+    metric: Name | None = Field(
         default=None,
-        description="For ReduceLROnPlateau: the validation figure that it reads; by default the loss, with mode `max` top1.",
+        description=(
+            "For ReduceLROnPlateau: the validation figure that it reads; by default the loss, with mode `max` the first of the "
+            "task's figures that is best when it is highest (top1, mAP, r2)."
+        ),
+        examples=["loss", "top1"],
     )
 
     @model_validator(mode="after")

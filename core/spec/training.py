@@ -26,6 +26,20 @@ class LossSpec(WithKeywords):
     )
 
 
+class EarlyStoppingSpec(Part):
+    """End the job, as if it had had no more epochs, once its validation no longer gets better."""
+
+    patience: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        default=3, description="So many epochs in a row without a better figure end the job."
+    )
+    metric: Name | None = Field(
+        default=None,
+        description="The validation figure that it reads; null: top1 of classes, mAP of several labels, mae of numbers.",
+        examples=["loss"],
+    )
+    min_delta: Annotated[float, Field(ge=0)] = Field(default=0.0, description="Better is better by more than this.")
+
+
 class TrainingSpec(Part):
     """How long, from which seed, and how batches become steps."""
 
@@ -75,3 +89,4 @@ class TrainingSpec(Part):
         ),
         examples=[1.0],
     )
+    early_stopping: EarlyStoppingSpec | None = Field(default=None, description="null: train every epoch.")

@@ -27,6 +27,7 @@ CALLS = {
     ("GET", "/jobs/{job_id}/checkpoints/{which}/{name}"), ("GET", "/catalog"), ("GET", "/workers"),
     ("GET", "/health/live"), ("GET", "/health/ready"),
     ("POST", "/jobs/{job_id}/pause"), ("POST", "/jobs/{job_id}/resume"), ("POST", "/jobs/{job_id}/fork"),
+    ("GET", "/jobs/{job_id}/evaluation"), ("GET", "/jobs/{job_id}/samples"),
     ("PATCH", "/jobs/{job_id}"), ("PATCH", "/jobs/{job_id}/groups/{group}"), ("POST", "/workers/{name}/drain"),
     ("POST", "/datasets"), ("GET", "/datasets"), ("GET", "/datasets/{dataset_id}"), ("DELETE", "/datasets/{dataset_id}"),
 }  # fmt: skip
@@ -88,6 +89,9 @@ def test_what_is_answered_fits_the_models(bench, client, transfer, groups):
     bench.epoch(job_id, epoch=0, step=2)
     bench.checkpoint(job_id, epoch=0, step=2, top1=0.5)
     adjusted = {"id": 1, "group": "head", "step": 2, "changes": {"lr": {"from": 0.01, "to": 0.1}}, "by": "api", "refused": None}
+    told = {"epoch": 0, "task": "multiclass", "samples": 2, "per_class": {}, "confused": [], "hardest": []}
+    rule = {"rule": "spike", "action": "none", "step": 2, "value": 9.0, "limit": 1.0, "message": "a spike"}
+    bench.append(job_id, (2, "evaluation", told | {"confused_left_out": 0}), (2, "rule", rule))
     bench.append(job_id, (2, "adjusted", adjusted), (2, "rewound", {"to_step": 2}))
     bench.finish(job_id)
     for path, model in [
@@ -98,6 +102,7 @@ def test_what_is_answered_fits_the_models(bench, client, transfer, groups):
         (f"/jobs/{job_id}/losses?points=1", schemas.Losses),
         (f"/jobs/{job_id}/transfer", schemas.TransferData),
         (f"/jobs/{job_id}/groups", schemas.GroupsNow),
+        (f"/jobs/{job_id}/evaluation", schemas.Evaluation),
         (f"/jobs/{job_id}/checkpoints", schemas.Checkpoints),
         ("/workers", schemas.Workers),
     ]:
@@ -113,7 +118,7 @@ CHECKS = [
     not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance,
 ]  # fmt: skip
 STREAMS = ["/jobs/{job_id}/events", "/jobs/{job_id}/logs"]
-SANDBOX = ["/plans", "/catalog"]
+SANDBOX = ["/plans", "/catalog", "/jobs/{job_id}/samples"]
 
 
 @pytest.mark.slow  # hundreds of requests

@@ -12,6 +12,7 @@ from torchvision.models.inception import InceptionOutputs
 
 from core import loop
 from core.errors import NonFiniteLossError
+from core.evaluation import evaluate
 from core.events import Iteration, chunk
 from core.outputs import logits_of, loss_of
 from core.plan import prepare
@@ -115,7 +116,7 @@ def test_a_loss_that_is_not_finite_fails_by_its_step_once_it_was_yielded(batches
 def test_evaluate_gives_the_mean_loss_and_the_share_that_is_right(batches, parts):
     model, _ = parts()
     points, sides = (torch.cat(column) for column in zip(*batches, strict=True))
-    figures = loop.evaluate(model, Given(batches), nn.CrossEntropyLoss())
+    figures = evaluate(model, Given(batches), nn.CrossEntropyLoss()).figures
     assert figures["loss"] == pytest.approx(nn.functional.cross_entropy(model(points), sides).item())
     assert figures["top1"] == pytest.approx((model(points).argmax(dim=1) == sides).double().mean().item())
     assert model.weight.grad is None
@@ -165,9 +166,9 @@ def test_a_job_tells_its_story_in_order_and_learns(tiny_spec, places, tmp_path):
     assert [iteration.epoch for iteration in iterations] == [step // 26 for step in range(104)]
     story = [(event.epoch, "loss") if isinstance(event, Iteration) else (event[0], event[1].kind) for event in events]
     assert story[:2] == [(0, "transfer"), (0, "groups")]
-    assert story[2:30] == [(0, "loss")] * 26 + [(26, "epoch"), (26, "checkpoint")]
-    assert story[-2:] == [(104, "epoch"), (104, "checkpoint")]
-    last = events[-2][1]
+    assert story[2:31] == [(0, "loss")] * 26 + [(26, "epoch"), (26, "evaluation"), (26, "checkpoint")]
+    assert story[-3:] == [(104, "epoch"), (104, "evaluation"), (104, "checkpoint")]
+    last = events[-3][1]
     assert last.validation["top1"] > 0.85, "chance is 0.1"
     assert last.mean_loss == pytest.approx(sum(i.loss * i.samples for i in iterations[-26:]) / 1617)
 

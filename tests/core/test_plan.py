@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 
 from client.specs import read_spec
 from core.errors import SpecError
+from core.evaluation import evaluate
 from core.events import CheckpointData, Iteration
-from core.loop import evaluate, fit
+from core.loop import fit
 from core.places import PinnedWeights, Places
 from core.plan import plan, plan_request, prepare
 from core.spec import JobSpec
@@ -388,7 +389,7 @@ def test_a_job_goes_on_where_another_ended_its_head_too(lab: Places, tmp_path: P
     made = prepare(again, places, torch.device("cpu"))
     assert made.preprocessing.size == 12, "from the job before"
     assert {one.status for one in made.transfer.targets} == {"loaded"}
-    assert evaluate(made.model, made.validation, made.loss)["top1"] > 0.5
+    assert evaluate(made.model, made.validation, made.loss).figures["top1"] > 0.5
 
 
 def test_layer_decay_and_no_decay_reach_the_plan_with_the_head_that_was_found(planned: Callable[..., dict[str, Any]]) -> None:

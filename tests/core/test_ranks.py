@@ -29,8 +29,35 @@ SPEC = {
 Train = Callable[..., dict[str, Any]]
 
 
+Together = Callable[[str, dict[str, Any], int], list[dict[str, Any]]]
+
+
 @pytest.fixture
-def train(sandbox: Sandbox, tmp_path: Path) -> Train:
+def together(sandbox: Sandbox) -> Together:
+    """Call a function of `ranked` in so many ranks that can meet; what each has told, in order."""
+
+    def run(target: str, payload: dict[str, Any], ranks: int) -> list[dict[str, Any]]:
+        with socket.socket() as held:
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            held.bind(("127.0.0.1", 0))
+            environment = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(held.getsockname()[1])}
+
+            def one(rank: int) -> dict[str, Any]:
+                return sandbox.call(
+                    target,
+                    {**payload, "rank": rank},
+                    limits=Limits(cores=1),
+                    environment={**environment, "RANK": str(rank)},
+                )
+
+            with ThreadPoolExecutor(ranks) as pool:
+                return list(pool.map(one, range(ranks)))
+
+    return run
+
+
+@pytest.fixture
+def train(together: Together, tmp_path: Path) -> Train:
     """Train a model of `ranked` on so many ranks; what rank 0 said, after all of them said the same."""
     places = Places(inputs=tmp_path, cache=tmp_path / "cache", plugins=("ranked",)).model_dump(mode="json")
 
@@ -44,21 +71,7 @@ def train(sandbox: Sandbox, tmp_path: Path) -> Train:
         payload = {"spec": spec, "places": places, "directory": str(tmp_path / directory), "halt": halt, "device": device}
         payload["adjust"] = list(adjust)
         payload["resume"] = None if resume is None else [str(path) for path in resume]
-        with socket.socket() as held:
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            held.bind(("127.0.0.1", 0))
-            environment = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(held.getsockname()[1])}
-
-            def one(rank: int) -> dict[str, Any]:
-                return sandbox.call(
-                    "ranked:train",
-                    {**payload, "rank": rank},
-                    limits=Limits(cores=1),
-                    environment={**environment, "RANK": str(rank)},
-                )
-
-            with ThreadPoolExecutor(ranks) as pool:
-                told = list(pool.map(one, range(ranks)))
+        told = together("ranked:train", payload, ranks)
         assert all(other == told[0] for other in told)
         return told[0]
 
@@ -113,6 +126,21 @@ def test_two_ranks_augment_and_mix_as_one(train: Train) -> None:
         "loss": {"name": "CrossEntropyLoss", "weight": [9.0, 1, 1, 5, 1, 1, 0.1, 1, 1, 3], "label_smoothing": 0.1},
     }
     alike(train("Plain", "one", **parts), train("Plain", "two", 2, **parts))
+
+
+def test_a_validation_finds_the_same_on_several_ranks_also_where_one_of_them_sees_no_batch(together: Together) -> None:
+    """Batches of 16 and a ragged one, one too few for three ranks, and a single one: each task."""
+    alone, *_ = together("ranked:validate", {"sizes": [16, 30, 53]}, 1)
+    shared = together("ranked:validate", {"sizes": [16, 30, 53]}, 3)
+    assert shared[0] == shared[1] == shared[2]
+    assert len(alone) == 9
+    for case, found in alone.items():
+        figures = {key: pytest.approx(value) for key, value in found["figures"].items()}
+        assert shared[0][case] == {**found, "figures": figures, "per_class": approximately(found["per_class"])}, case
+
+
+def approximately(columns: dict[str, Any]) -> dict[str, Any]:
+    return {key: values and pytest.approx(values, rel=1e-6) for key, values in columns.items()}
 
 
 def test_what_no_rank_uses_stays_as_it_is(train: Train, tmp_path: Path) -> None:

@@ -189,8 +189,8 @@ def test_in_an_epoch_a_checkpoint_knows_the_mean_so_far_and_no_validation(
 ) -> None:
     story = tell(spec({"steps": 3}), tmp_path / "job")
     assert {step: (data.epoch, sorted(data.figures)) for step, data in story.saved.items()} == {
-        3: (0, ["mean_loss"]), 6: (0, ["mean_loss"]), 7: (0, ["loss", "mean_loss", "top1"]),
-        9: (1, ["mean_loss"]), 12: (1, ["mean_loss"]), 14: (1, ["loss", "mean_loss", "top1"]),
+        3: (0, ["mean_loss"]), 6: (0, ["mean_loss"]), 7: (0, ["loss", "mean_loss", "top1", "top5"]),
+        9: (1, ["mean_loss"]), 12: (1, ["mean_loss"]), 14: (1, ["loss", "mean_loss", "top1", "top5"]),
     }  # fmt: skip
     assert story.saved[9].figures["mean_loss"] == (story.losses[7] * 256 + story.losses[8] * 256) / 512
     assert story.saved[14].figures["mean_loss"] == story.epochs[1].mean_loss

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from core import loop
 from core.catalog import catalog_request, schedule_defaults
 from core.curves import FORMS, Curve
 from core.errors import SpecError
+from core.evaluation import evaluate
 from core.events import EpochData, Iteration
 from core.loop import fit
 from core.places import Places
@@ -308,7 +308,7 @@ def test_a_job_trains_as_torchs_scheduler_would_have_it_and_says_so(
             losses.append(loss.item())
             rates.append([group["lr"] for group in by_hand.param_groups])
             scheduler.step()
-        loop.evaluate(job.model, job.validation, job.loss)
+        evaluate(job.model, job.validation, job.loss)
     job.train.close()
     job.validation.close()
     assert [[each.lr["head"], each.lr["default"]] for each in told] == rates

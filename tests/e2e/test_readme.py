@@ -58,6 +58,15 @@ def test_pages_ndjson_and_sse_agree(tour):
     assert [event["seq"] for event in ndjson] == list(range(4, 4 + len(ndjson)))
 
 
+def test_a_job_its_losses_checkpoints_validation_and_samples_are_looked_at(tour):
+    printed, _ = tour
+    job, losses, checkpoints, evaluation, samples = (json.loads(line) for line in printed[4].replace("}{", "}\n{").splitlines())
+    assert (job["state"], len(losses["buckets"]), len(checkpoints["data"])) == ("succeeded", 5, 1)
+    assert (len(evaluation["classes"]), len(evaluation["hardest"])) == (10, 16)
+    assert samples["step"] == 3
+    assert {sample["label"] for sample in samples["samples"]} <= {row["name"] for row in evaluation["classes"]}
+
+
 def test_the_second_job_is_grafted_and_its_groups_are_as_asked(tour):
     printed, _ = tour
     assert printed[5].splitlines()[-1] == "End : succeeded"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from torch import nn
 
 from core.adjustments import Adjustments
 from core.errors import TrainingError
+from core.evaluation import evaluate
 from core.events import AdjustedData, CheckpointData, Data, EpochData, Iteration, RewoundData
 from core.loop import fit
 from core.places import Places
 from core.ranks import join
-from core.spec import JobSpec
+from core.spec import JobSpec, Task
 
 
 class Plain(nn.Sequential):
@@ -96,6 +98,40 @@ def train(payload: dict[str, Any]) -> dict[str, Any]:
     except TrainingError as error:
         told["error"] = str(error)
     return told
+
+
+def validate(payload: dict[str, Any]) -> dict[str, Any]:
+    """What validations of each task find on made-up data, in batches of several sizes: one of them, and two, for three ranks."""
+    ranks = join(torch.device("cpu"))
+    draw = torch.Generator().manual_seed(0)
+    outputs, numbers = torch.randn(53, 12, generator=draw), torch.randn(53, 12, generator=draw)
+    cases: dict[Task, tuple[nn.Module, torch.Tensor]] = {
+        "multiclass": (nn.CrossEntropyLoss(), torch.randint(12, (53,), generator=draw)),
+        "multilabel": (nn.BCEWithLogitsLoss(), (numbers > 1.5).float()),
+        "regression": (nn.MSELoss(), numbers),
+    }
+    found = {}
+    for task, (loss, targets) in cases.items():
+        for size in payload["sizes"]:
+            bounds = [(first, min(first + size, 53)) for first in range(0, 53, size)]
+            loader = Given(list(zip(outputs.split(size), targets.split(size), strict=True)), bounds)
+            told = evaluate(nn.Identity(), loader, loss, ranks, task=task, classes=12)
+            event = told.event(0, str)
+            found[f"{task} {size}"] = {"figures": told.figures, **event.model_dump(mode="json")}
+    return found
+
+
+class Given:
+    """These batches, as a loader has them."""
+
+    def __init__(self, given: list[tuple[torch.Tensor, torch.Tensor]], bounds: list[tuple[int, int]]) -> None:
+        self._given, self._bounds = given, bounds
+
+    def batches(self, _epoch: int, start: int = 0, *, step: int = 1) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return iter(self._given[start::step])
+
+    def sizes(self) -> list[int]:
+        return [last - first for first, last in self._bounds]
 
 
 def _tell(told: dict[str, Any], item: Iteration | tuple[int, Data]) -> None:

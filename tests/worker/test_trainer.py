@@ -45,7 +45,8 @@ def test_a_job_trains_and_its_log_is_whole(bench: Any, tmp_path: Path) -> None:
 
     assert bench.job(job).state == "succeeded"
     assert [event.kind for event in bench.log(job) if event.kind not in ("iterations", "log")] == [
-        "state", "state", "transfer", "groups", "epoch", "checkpoint", "epoch", "checkpoint", "state", "end",
+        "state", "state", "transfer", "groups", "epoch", "evaluation", "checkpoint", "epoch", "evaluation", "checkpoint",
+        "state", "end",
     ]  # fmt: skip
     assert len(losses_of(bench, job)) == 2 * 51  # 1617 of 1797 samples in batches of 32, every one of them
     (checkpoint,) = (tmp_path / "jobs" / str(job) / "1").iterdir()

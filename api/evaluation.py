@@ -1,0 +1,125 @@
+"""What a validation found: each class, what is taken for what, the hardest samples; and the samples of a training step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Response
+from fastapi.concurrency import run_in_threadpool
+
+from api import plans, problems, schemas
+from api.answers import JsonResponse
+from api.dependencies import INT64, JobId, Service, Svc
+from api.problems import ProblemError
+from core.errors import Fault
+from core.events import EpochData
+from store import events, jobs
+from store.tables import Job
+
+router = APIRouter(prefix="/jobs/{job_id}", tags=["reports"])
+
+Epoch = Annotated[int | None, Query(ge=0, le=INT64, description="From 0; by default the last one that is done.")]
+Step = Annotated[int, Query(ge=0, le=INT64, description="From 0 over the whole job, as in `/losses`.", examples=[96])]
+
+
+@router.get("/evaluation", summary="A validation in full", response_model=schemas.Evaluation, responses=problems.responses(404))
+def get_evaluation(job_id: JobId, service: Svc, epoch: Epoch = None) -> Response:
+    """The figures of each class, the confusions, and the samples with the highest loss, of one epoch's validation."""
+    with service.database.read() as session:
+        job = jobs.get(session, job_id)
+        found = events.evaluation(session, job_id, epoch)
+        epochs = events.folded(session, job_id, {EpochData.kind})
+    if found is None:
+        raise _missing(job, epoch)
+    step, data = found
+    figures: dict[str, Any] | None = next((row.data["validation"] for row in epochs if row.data["epoch"] == data["epoch"]), {})
+    return JsonResponse(_answer(data, step, figures, _classes(job)))
+
+
+@router.get(
+    "/samples",
+    summary="The samples of a step",
+    response_model=schemas.StepSamples,
+    responses=problems.responses(404, 409),
+)
+async def get_samples(job_id: JobId, service: Svc, step: Step) -> Response:
+    """The training samples of an optimizer step, by name: what is behind a spike of the loss.
+
+    They are a function of the spec, the dataset and the step, so a step that is still to come may be asked for too. 409 where the
+    dataset is no longer the one that the job was submitted with.
+    """
+    job = await run_in_threadpool(_job, service, job_id)
+    if job.steps_total is not None and step >= job.steps_total:
+        fault = Fault("query/step", f"job {job_id} has no step {step}; its steps are 0 to {job.steps_total - 1}")
+        raise ProblemError.of_faults("invalid-parameter", [fault])
+    fingerprint = job.plan.get("dataset", {}).get("fingerprint")
+    payload = {"spec": job.spec, "places": service.settings.places(), "step": step, "fingerprint": fingerprint}
+    derived = await plans.ask(service, "core.forensics:samples_request", payload)
+    if derived["found"] is None:
+        told = f"its fingerprint is {derived['fingerprint'][:12]}… now, and was {fingerprint[:12]}… when the job was submitted"
+        detail = f"'{job.spec['dataset']['source']}' has changed, so nobody can tell what job {job_id} trained on: {told}"
+        raise ProblemError(409, "dataset-changed", detail)
+    return JsonResponse(derived["found"])
+
+
+def _job(service: Service, job_id: int) -> Job:
+    with service.database.read() as session:
+        return jobs.get(session, job_id)
+
+
+def _missing(job: Job, epoch: int | None) -> ProblemError:
+    """404, with when it will be there."""
+    if epoch is None or epoch < job.epoch:
+        which = "" if epoch is None else f" of epoch {epoch}"
+        when = "none was made" if job.ended_at is not None or job.epoch else "the first is made at the end of the first epoch"
+    else:
+        which, when = f" of epoch {epoch}", f"{job.epoch} of its {job.epochs} epochs are done, and the first is epoch 0"
+    return ProblemError(404, "not-yet", f"job {job.id} is {job.state} and has no evaluation{which}: {when}")
+
+
+def _classes(job: Job) -> list[str]:
+    classes: list[str] = job.plan.get("dataset", {}).get("classes", [])
+    return classes
+
+
+def _answer(data: dict[str, Any], step: int, figures: dict[str, Any] | None, names: Sequence[str]) -> dict[str, Any]:
+    """A stored `evaluation` with the names of the classes, as `schemas.Evaluation`."""
+
+    def named(number: int) -> str:
+        return names[number] if number < len(names) else str(number)
+
+    def told(numbers: list[Any]) -> Any:
+        if data["task"] == "regression":
+            return numbers
+        labels = [named(number) for number in numbers]
+        return labels[0] if data["task"] == "multiclass" else labels
+
+    columns = {key: values for key, values in data["per_class"].items() if values is not None}
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    confused = data["confused"]
+    return {
+        "epoch": data["epoch"],
+        "step": step,
+        "task": data["task"],
+        "samples": data["samples"],
+        "figures": figures or {},
+        "classes": [{"name": named(number), **row, **_shares(row)} for number, row in enumerate(rows)],
+        "confused": confused
+        and [{"target": named(row), "prediction": named(column), "samples": count} for row, column, count in confused],
+        "confused_left_out": data["confused_left_out"],
+        "hardest": data["hardest"]
+        and [{**one, "target": told(one["target"]), "prediction": told(one["prediction"])} for one in data["hardest"]],
+    }
+
+
+def _shares(row: dict[str, Any]) -> dict[str, float | None]:
+    """Recall, precision and F1 of a class, from its counts; null where they are of no sample."""
+    if "support" not in row:
+        return {}
+    correct, support, predicted = row["correct"], row["support"], row["predicted"]
+    return {
+        "recall": correct / support if support else None,
+        "precision": correct / predicted if predicted else None,
+        "f1": 2 * correct / (support + predicted) if support + predicted else None,
+    }
