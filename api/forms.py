@@ -18,6 +18,7 @@ from core.events import (
     IterationsData,
     LogData,
     RewoundData,
+    RuleData,
     StateData,
     TransferData,
     number,
@@ -106,6 +107,10 @@ def _adjusted(_event: StoredEvent, data: dict[str, Any]) -> Iterator[str]:
     yield _line(f"Step {data['step']}: group {data['group']}, {told} (by {data['by']})")
 
 
+def _rule(_event: StoredEvent, data: dict[str, Any]) -> Iterator[str]:
+    yield _line(f"Rule {data['rule']} : {data['message']}")
+
+
 def _value(value: Any) -> str:
     """A hyper-parameter; of the parts of a group each one's, where they differ."""
     if isinstance(value, dict):
@@ -142,6 +147,7 @@ _LINES = {
     GroupsData.kind: _groups,
     EpochData.kind: _epoch,
     AdjustedData.kind: _adjusted,
+    RuleData.kind: _rule,
     CheckpointData.kind: _checkpoint,
     LogData.kind: _log,
     RewoundData.kind: _rewound,

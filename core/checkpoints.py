@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from core import randomness
+from core.divergence import Watched
 from core.errors import DiskFullError, is_no_room
 from core.events import Figure
 from core.groups import load_optimizer_state, optimizer_state
@@ -129,7 +130,17 @@ def resume(candidates: Sequence[Path], model: nn.Module, optimizer: Optimizer, r
 
 
 def _progress(values: Mapping[str, Any]) -> Progress:
-    return Progress(**{**values, "history": tuple(values.get("history", ())), "tally": Tally(**values["tally"])})
+    history, tally, watched = tuple(values.get("history", ())), Tally(**values["tally"]), Watched.of(values.get("watched", {}))
+    return Progress(**{**values, "history": history, "tally": tally, "watched": watched})
+
+
+def figures_of(place: Path) -> dict[str, Figure] | None:
+    """The figures of a checkpoint; None where it cannot be read."""
+    try:
+        figures: dict[str, Figure] = json.loads((place / "model.json").read_bytes())["figures"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return figures
 
 
 def clean(directory: Path) -> None:

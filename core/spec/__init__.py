@@ -6,6 +6,7 @@ held, `core.catalog` checks them against the signature. Every default stands in 
 
 from core.spec.checkpoint import CheckpointSpec, EveryMinutes, EverySteps
 from core.spec.data import DatasetSpec, LoaderSpec
+from core.spec.divergence import DivergenceSpec, SpikeSpec
 from core.spec.faults import faults_of
 from core.spec.job import JobSpec, ResourcesSpec
 from core.spec.model import ModelSpec, PretrainedSpec
@@ -15,7 +16,7 @@ from core.spec.training import LossSpec, TrainingSpec
 from core.spec.values import MOST_LABELS, Label, Name, Named, Part, Priority, Task
 
 __all__ = [
-    "MOST_LABELS", "SELECTORS", "CheckpointSpec", "DatasetSpec", "EveryMinutes", "EverySteps", "GroupSpec", "JobSpec",
-    "Label", "LoaderSpec", "LossSpec", "ModelSpec", "Name", "Named", "OptimizerSpec", "Part", "PretrainedSpec", "Priority",
-    "ResourcesSpec", "ScheduleSpec", "Selector", "Task", "TrainingSpec", "UntilEpoch", "faults_of",
+    "MOST_LABELS", "SELECTORS", "CheckpointSpec", "DatasetSpec", "DivergenceSpec", "EveryMinutes", "EverySteps", "GroupSpec",
+    "JobSpec", "Label", "LoaderSpec", "LossSpec", "ModelSpec", "Name", "Named", "OptimizerSpec", "Part", "PretrainedSpec",
+    "Priority", "ResourcesSpec", "ScheduleSpec", "Selector", "SpikeSpec", "Task", "TrainingSpec", "UntilEpoch", "faults_of",
 ]  # fmt: skip

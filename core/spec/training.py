@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from core.spec.divergence import DivergenceSpec
 from core.spec.values import Name, Named, Part
 
 
@@ -20,6 +21,7 @@ class TrainingSpec(Part):
 
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 1
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    divergence: DivergenceSpec = DivergenceSpec()
     deterministic: bool = Field(
         default=False,
         description=(

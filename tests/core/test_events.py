@@ -48,7 +48,7 @@ def test_a_chunk_holds_consecutive_losses_and_the_lr_of_the_last() -> None:
 
 
 def test_every_kind_of_event_has_one_schema_with_no_unknown_keys() -> None:
-    assert len(KINDS) == 10
+    assert len(KINDS) == 11
     assert all(kind == data.kind for kind, data in KINDS.items())
     with pytest.raises(ValidationError):
         IterationsData.model_validate({"epoch": 0, "first": 0, "losses": [], "lr": {}, "los": []})
