@@ -134,13 +134,13 @@ def _progress(values: Mapping[str, Any]) -> Progress:
     return Progress(**{**values, "history": history, "tally": tally, "watched": watched})
 
 
-def figures_of(place: Path) -> dict[str, Figure] | None:
-    """The figures of a checkpoint; None where it cannot be read."""
+def told(place: Path) -> tuple[int, dict[str, Figure]] | None:
+    """The step and the figures of a checkpoint; None where they cannot be read."""
     try:
-        figures: dict[str, Figure] = json.loads((place / "model.json").read_bytes())["figures"]
+        card = json.loads((place / "model.json").read_bytes())
+        return card["step"], card["figures"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return figures
 
 
 def clean(directory: Path) -> None:

@@ -76,7 +76,7 @@ class GroupControl:
     def _do(self, one: Adjustment, step: int) -> AdjustedData:
         told = AdjustedData(id=one.id, group=one.group, step=step, by=one.by, changes={}, factor=one.factor)
         chosen = [group for group in self.groups if one.group in (group.name, group.of)]
-        if one.factor is not None:  # each part of a group has its own lr to multiply
+        if one.factor is not None and chosen:  # each part of a group has its own lr to multiply
             chosen = [group for group in chosen if group.name == one.group]
             one = replace(one, changes=one.changes or {"lr": one.factor * self._value(chosen[0], "lr", step)})
         reason = self._misfit(one, chosen)

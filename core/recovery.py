@@ -47,8 +47,8 @@ class Recovery:
             self._stand(Progress())
             return Progress()
         for place in reversed(resume):
-            if (figures := checkpoints.figures_of(place)) is not None:
-                self._remember(int(place.name), figures, place)
+            if (told := checkpoints.told(place)) is not None:
+                self._remember(*told, place)
         return (yield from self._go_on(resume, anew=True))
 
     def wrote(self, step: int, figures: Mapping[str, Figure]) -> None:

@@ -14,7 +14,7 @@ from core.curves import Curve
 from core.divergence import Watch, Watched
 from core.errors import DivergedError, NonFiniteLossError
 from core.events import Firing, Iteration, Row, figure, firings
-from core.spec import DivergenceSpec, ScheduleSpec
+from core.spec import DivergenceSpec, JobSpec, ScheduleSpec, faults_of
 
 SPIKE = {"action": "cut_lr", "factor": 4, "window": 4, "patience": 1}
 
@@ -181,20 +181,25 @@ def test_a_word_of_a_person_counts_from_its_step_on_and_a_cut_after_it_too() -> 
 
 
 @pytest.mark.parametrize(
-    ("spec", "says"),
+    ("rules", "pointer", "says"),
     [
-        ({"non_finite": "cut_lr"}, "no lr heals weights"),
-        ({"spike": {"factor": 4}}, "action"),
-        ({"spike": {"action": "cut_lr"}, "lr_factor": 1}, "has no effect"),
-        ({"spike": {"action": "cut_lr", "factor": 1}}, "greater than 1"),
-        ({"spike": {"action": "cut_lr", "window": 1}}, "greater than or equal to 2"),
-        ({"lr_factor": 1.5}, "less than or equal to 1"),
-        ({"times": 0}, "greater than or equal to 1"),
+        ({"non_finite": "cut_lr"}, "/non_finite", "no lr heals weights that have become NaN"),
+        ({"spike": {"factor": 4}}, "/spike/action", "this key is required"),
+        ({"spike": {"action": "cut_lr"}, "lr_factor": 1}, "", "with lr_factor 1 'cut_lr' has no effect"),
+        ({"spike": {"action": "stop", "factor": 1}}, "/spike/factor", "greater than 1"),
+        ({"spike": {"action": "stop", "window": 1}}, "/spike/window", "greater than or equal to 2"),
+        ({"spike": {"action": "none"}}, "/spike/action", "'stop', 'pause', 'cut_lr' or 'rollback'"),
+        ({"lr_factor": 1.5}, "/lr_factor", "less than or equal to 1"),
+        ({"time": 5}, "/time", "Did you mean 'times'?"),
     ],
 )
-def test_what_cannot_help_is_refused(spec: Any, says: str) -> None:
-    with pytest.raises(ValidationError, match=says):
-        DivergenceSpec.model_validate(spec)
+def test_what_cannot_help_is_refused_with_its_place(rules: Any, pointer: str, says: str) -> None:
+    spec = {"dataset": {"source": "sklearn:digits"}, "model": {"name": "x"}, "training": {"divergence": rules}}
+    with pytest.raises(ValidationError) as refused:
+        JobSpec.model_validate(spec)
+    (fault,) = faults_of(refused.value)
+    assert fault.pointer == f"/training/divergence{pointer}"
+    assert says in fault.message
 
 
 def test_by_default_only_what_is_not_finite_stops_a_job() -> None:
