@@ -9,6 +9,7 @@ from importlib.metadata import version
 import anyio
 from fastapi import Depends, FastAPI
 from fastapi.concurrency import run_in_threadpool
+from fastapi_offline import FastAPIOffline
 
 from api import catalog, checkpoints, control, events, forks, groups, health, jobs, openapi, plans, problems, reports
 from api.answers import JsonResponse
@@ -28,7 +29,7 @@ class NotAtHeadError(RuntimeError):
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The API as an ASGI application; `uvicorn --factory api.app:create_app` serves it too."""
     settings = settings or Settings()
-    app = FastAPI(
+    app = FastAPIOffline(  # a GPU host may have no way to the CDN that the page of FastAPI itself is loaded from
         title="Graft",
         version=version("graft"),
         summary="Runs transfer-learning jobs, and streams every iteration's loss back.",

@@ -58,7 +58,8 @@ def groups_view(groups: Json) -> RenderableType:
 def _title(groups: Json, shared: Mapping[str, str]) -> str:
     """The optimizer, and the values that all groups share: a column of each would only make the table wider."""
     values = ", ".join(f"{name} {value}" for name, value in shared.items())
-    return f"{groups['optimizer']}, parameter groups" + (f"; in all: {values}" if values else "")
+    runs = f" on {groups['runs']}" if groups.get("runs") else ""
+    return f"{groups['optimizer']}{runs}, parameter groups" + (f"; in all: {values}" if values else "")
 
 
 def _together(rows: Sequence[Json]) -> list[Json]:
@@ -119,9 +120,19 @@ def plan_view(plan: Json) -> RenderableType:
     facts.add_row("model", f"{escape(plan['spec']['model']['name'])} at {plan['spec']['dataset']['image_size']} px")
     facts.add_row("steps", f"{steps['total']:,} ({steps['per_epoch']:,} an epoch)")
     facts.add_row("memory", f"{size(memory['total'])} estimated")
+    if plan["features"] is not None:
+        facts.add_row("frozen part", _features(plan["features"]))
     warnings = [Text(f"! {warning}", style="yellow") for warning in plan["warnings"]]
     curves = [part for curve in curves_view(plan) for part in ("", curve)]
     return Group(facts, "", transfer_view(plan["transfer"]), "", groups_view(plan["groups"]), *curves, *warnings)
+
+
+def _features(facts: Json) -> str:
+    """Whether what is frozen is run once."""
+    if not facts["once"]:
+        return f"run each time: {escape(facts['reason'])}"
+    shapes = " and ".join("x".join(map(str, shape)) for shape in facts["shapes"])
+    return f"run once: {shapes} numbers of each image are kept, {size(facts['bytes'])}"
 
 
 def adjusted_text(data: Json) -> str:

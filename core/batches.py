@@ -16,7 +16,7 @@ from core.errors import SpecError
 from core.images import Images
 from core.places import Places
 from core.randomness import generator
-from core.spec import LoaderSpec
+from core.spec import JobSpec, LoaderSpec
 from core.tiers import Bounds, Decoder, Resident, Streaming, decode_all
 
 Triple = tuple[float, float, float]
@@ -52,8 +52,11 @@ class Loader:
         self.bytes = source.bytes
         self.samples = bounds[-1][1]
         """Samples per epoch: fewer than the split has where the ragged batch is left out."""
+        self.split = len(labels)
+        """Samples of the split."""
+        self.labels = labels
+        """Of all of them, on the device."""
         self._source = source
-        self._labels = labels
         self._bounds = bounds
         self._shuffle_seed = shuffle_seed
         self._normalise = Normalise(preprocessing, labels.device)
@@ -75,17 +78,36 @@ class Loader:
         is the same for any number of them. Draws nothing from the global random state.
         """
         order = self.order(epoch)
-        on_device = order.to(self._labels.device)
+        on_device = order.to(self.labels.device)
         bounds = [_share(first, last, rank, ranks) for first, last in self._bounds[start::step]]
         pixels = self._source.batches(order, bounds)
         for (first, last), images in zip(bounds, pixels, strict=True):
-            yield self._normalise(images), self._labels.index_select(0, on_device[first:last])
+            yield self._normalise(images), self.labels.index_select(0, on_device[first:last])
+
+    def indices(self, epoch: int, start: int = 0, *, step: int = 1, rank: int = 0, ranks: int = 1) -> Iterator[Tensor]:
+        """The numbers of the samples of the batches that `batches` gives with the same arguments, int64 [B] on the device."""
+        order = self.order(epoch).to(self.labels.device)
+        for bounds in self._bounds[start::step]:
+            first, last = _share(*bounds, rank, ranks)
+            yield order[first:last]
+
+    def images(self, indices: Tensor) -> Tensor:
+        """The images of these samples, as the model takes them."""
+        (pixels,) = self._source.batches(indices.cpu(), [(0, len(indices))])
+        return self._normalise(pixels)
+
+    def straight(self, size: int) -> Iterator[Tensor]:
+        """The images of the whole split in the order of its samples, `size` together, as the model takes them."""
+        total = len(self.labels)
+        bounds = [(first, min(first + size, total)) for first in range(0, total, size)]
+        for pixels in self._source.batches(torch.arange(total), bounds):
+            yield self._normalise(pixels)
 
     def order(self, epoch: int) -> Tensor:
         """The indices of the samples in the order of that epoch, int64 [N]: a function of (seed, epoch) alone."""
         if self._shuffle_seed is None:
-            return torch.arange(len(self._labels))
-        return torch.randperm(len(self._labels), generator=generator(self._shuffle_seed, _ORDER, epoch))
+            return torch.arange(len(self.labels))
+        return torch.randperm(len(self.labels), generator=generator(self._shuffle_seed, _ORDER, epoch))
 
     def close(self) -> None:
         """End the reading processes, if there are any."""
@@ -125,9 +147,9 @@ def estimate(images: Images, preprocessing: Preprocessing, channels: int) -> int
     return len(images) * channels * preprocessing.size**2
 
 
-def steps_per_epoch(samples: int, spec: LoaderSpec) -> int:
-    """Batches of a training epoch; 0 where `drop_last` leaves none."""
-    return len(batch_bounds(samples, spec))
+def steps_per_epoch(samples: int, spec: JobSpec) -> int:
+    """Optimizer steps of a training epoch, the last one of fewer batches where they do not divide; 0 where there is no batch."""
+    return -(-len(batch_bounds(samples, spec.loader)) // spec.training.accumulate)
 
 
 def batch_bounds(samples: int, spec: LoaderSpec) -> Bounds:

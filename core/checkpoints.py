@@ -1,8 +1,8 @@
 """Checkpoints: one directory per step, whole or not there at all.
 
-    STEP/model.safetensors   the weights and buffers, under the model's own names
+    STEP/model.safetensors   the weights and buffers, under the model's own names; their running average, where the job keeps one
     STEP/model.json          what one needs to use them: architecture, classes, preprocessing, figures, hash
-    STEP/state.safetensors   the optimizer's state by parameter name, and the random generators
+    STEP/state.safetensors   the optimizer's state by parameter name, the random generators, and beside an average what trains
     STEP/state.json          how far the job was, to the batch, and the hash of every other file
 
 A checkpoint is written beside its place, synced, and renamed into it. `load` verifies every hash: what is damaged is not loaded.
@@ -36,8 +36,9 @@ from core.tensorfile import Written, sha256_of, write, write_tensors
 
 if TYPE_CHECKING:
     from core.plan import Prepared
+    from core.recipe import Recipe
 
-FORMAT = 2
+FORMAT = 3
 _PARTIAL = ".partial"
 
 Generators = tuple[dict[str, Tensor], dict[str, Any]]
@@ -69,7 +70,7 @@ def save(
     with _partial(place) as folder:
         weights = write_tensors(folder / "model.safetensors", job.model.state_dict(), {"format": "pt"})
         model = _write_json(folder / "model.json", _model_card(job, progress, figures, weights))
-        tensors, values = _state(job.optimizer, generators or [randomness.capture(device_of(job.model))])
+        tensors, values = _state(job, generators or [randomness.capture(device_of(job.model))])
         state = write_tensors(folder / "state.safetensors", tensors, {})
         files = {"model.safetensors": weights.sha256, "model.json": model.sha256, "state.safetensors": state.sha256}
         content = {"format": FORMAT, "progress": asdict(progress), "sha256": files, "values": values}
@@ -105,8 +106,10 @@ class Resumed(NamedTuple):
     passed_over: list[CheckpointError]
 
 
-def resume(candidates: Sequence[Path], model: nn.Module, optimizer: Optimizer, rank: int = 0) -> Resumed:
-    """Continue from the first sound one of `candidates`: weights, buffers, optimizer, random generators.
+def resume(
+    candidates: Sequence[Path], model: nn.Module, optimizer: Optimizer, recipe: Recipe | None = None, rank: int = 0
+) -> Resumed:
+    """Continue from the first sound one of `candidates`: weights, buffers, optimizer, recipe, random generators.
 
     Where none is sound, model and optimizer stay as they are, for a job that begins anew. Any number of ranks may go on where
     another number stopped; a rank that was not there draws new numbers.
@@ -120,7 +123,9 @@ def resume(candidates: Sequence[Path], model: nn.Module, optimizer: Optimizer, r
             continue
         model.load_state_dict(weights)
         progress = _progress(content["progress"])
-        generators = _restore(optimizer, tensors, content["values"])
+        generators, trained = _restore(optimizer, tensors, content["values"])
+        if recipe is not None:
+            recipe.restore(trained, content["values"]["recipe"])
         if rank < len(generators):
             randomness.restore(*generators[rank], device_of(model))
         else:
@@ -160,16 +165,18 @@ def _model_card(job: Prepared, progress: Progress, figures: Mapping[str, Figure]
         "figures": dict(figures),
         "sha256": {"model.safetensors": weights.sha256},
         "dataset": {"source": job.dataset.source, "fingerprint": job.dataset.fingerprint},
+        "ema": job.spec.training.ema,
         "spec": job.spec.model_dump(mode="json"),
         "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
     }
 
 
-def _state(optimizer: Optimizer, generators: Sequence[Generators]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _state(job: Prepared, generators: Sequence[Generators]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of the state, and the rest of it as JSON."""
-    tensors: dict[str, Tensor] = {}
-    values: dict[str, Any] = {"optimizer": {}}
-    for name, entries in optimizer_state(optimizer).items():
+    trained, recipe = job.recipe.state()
+    tensors: dict[str, Tensor] = {f"trained/{name}": tensor for name, tensor in trained.items()}
+    values: dict[str, Any] = {"optimizer": {}, "recipe": recipe}
+    for name, entries in optimizer_state(job.optimizer).items():
         for key, value in entries.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer/{key}/{name}"] = value
@@ -186,19 +193,24 @@ def _place_of(rank: int) -> str:
     return f"random-{rank}" if rank else "random"
 
 
-def _restore(optimizer: Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> list[Generators]:
-    """Put back the optimizer's state; the generators of each rank that wrote it."""
+def _restore(
+    optimizer: Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+) -> tuple[list[Generators], dict[str, Tensor]]:
+    """Put back the optimizer's state; the generators of each rank that wrote it, and the weights that train beside an average."""
     state: dict[str, dict[str, Any]] = {name: dict(entries) for name, entries in values["optimizer"].items()}
     states: dict[str, dict[str, Tensor]] = {}
+    trained: dict[str, Tensor] = {}
     for path, tensor in tensors.items():
         kind, _, rest = path.partition("/")
-        if kind == "optimizer":
+        if kind == "trained":
+            trained[rest] = tensor
+        elif kind == "optimizer":
             key, _, name = rest.partition("/")
             state.setdefault(name, {})[key] = tensor
         else:
             states.setdefault(kind, {})[rest] = tensor
     load_optimizer_state(optimizer, state)
-    return [(states[_place_of(rank)], values[_place_of(rank)]) for rank in range(len(states))]
+    return [(states[_place_of(rank)], values[_place_of(rank)]) for rank in range(len(states))], trained
 
 
 @contextmanager

@@ -71,6 +71,12 @@ class NonFiniteLossError(DivergedError):
     hint = "Lower the lr (ten times is a good first step), or freeze more of the model."
 
 
+class CompileError(TrainingError):
+    """A model that torch.compile cannot compile, or not on this machine."""
+
+    hint = "Set training.compile to false; or see the log for what the compiler lacks: it needs g++, and on a GPU gcc."
+
+
 class DiskFullError(TrainingError):
     """No room for a checkpoint."""
 

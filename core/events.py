@@ -169,6 +169,10 @@ class GroupsData(Data):
     groups: list[GroupRow]
     executed_groups: int = Field(description="Groups that the optimizer runs, once equal ones are one.")
     fused: bool
+    runs: str | None = Field(
+        default=None,
+        description="Where and how the model runs: `cuda:0, bf16, channels_last`; null in a plan: it cannot tell.",
+    )
     parameters: list[ParameterRow] = Field(description="Each once, group by group.")
 
 

@@ -158,16 +158,27 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Mapping[str, 
     Hyper-parameters stay as they are: torch's own state dict goes by position, and would overwrite them. Raises ValueError
     where `state` names parameters that the optimizer does not have.
     """
-    names = [name for name, _ in _named(optimizer)]
-    if unknown := sorted(set(state) - set(names)):
+    named = list(_named(optimizer))
+    if unknown := sorted(set(state) - {name for name, _ in named}):
         raise ValueError(f"optimizer state of parameters that are not here: {', '.join(unknown[:8])}")
-    positional = {index: dict(state[name]) for index, name in enumerate(names) if name in state}
+    positional = {
+        index: {key: _laid_out_as(one, value) for key, value in state[name].items()}
+        for index, (name, one) in enumerate(named)
+        if name in state
+    }
     optimizer.load_state_dict({**optimizer.state_dict(), "state": positional})
 
 
 def _named(optimizer: Optimizer) -> Iterable[tuple[str, torch.Tensor]]:
     for group in optimizer.param_groups:
         yield from zip(group["param_names"], group["params"], strict=True)
+
+
+def _laid_out_as(parameter: torch.Tensor, value: Any) -> Any:
+    """`value` in the parameter's order in memory: torch's fused kernels on the CPU go through both as they lie, unasked."""
+    if not isinstance(value, torch.Tensor) or value.shape != parameter.shape or value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
 
 
 def _first_state(optimizer: Optimizer, group: Mapping[str, Any]) -> list[str]:

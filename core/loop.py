@@ -6,14 +6,13 @@ To stop is to close the generator.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from core import checkpoints, randomness
@@ -29,6 +28,7 @@ from core.plan import Prepared, prepare
 from core.progress import Pace, Progress, Tally
 from core.ranks import Batches, Ranks
 from core.readback import Readback
+from core.recipe import Recipe
 from core.recovery import Recovery
 from core.schedules import set_rates
 from core.spec import JobSpec
@@ -45,7 +45,7 @@ class _Step(NamedTuple):
 def train_fn(
     epoch: int, loader: Batches, model: nn.Module, optimizer: Optimizer, loss_fn: LossFunction, *, step: int = 0,
     losses: Losses | None = None, pause: Callable[[int], bool] = lambda _: False, ranks: Ranks = _ALONE,
-    adjust: Callable[[int], Sequence[AdjustedData | RuleData]] = lambda _: (),
+    adjust: Callable[[int], Sequence[AdjustedData | RuleData]] = lambda _: (), recipe: Recipe | None = None,
 ) -> Generator[Iteration | Tally | AdjustedData | RuleData, None, float]:  # fmt: skip
     """One epoch. Yields each iteration, in order, none left out; returns the mean of the losses, weighted by samples.
 
@@ -55,34 +55,34 @@ def train_fn(
     With `losses` of its first batches the epoch goes on after them. Where `pause` is true of the number of completed steps, a
     Tally is yielded: every loss up to there has been, all were finite, and model, optimizer and generators stand right there.
     Before each step `adjust` may change parameter groups (`core.control.GroupControl.due`); what it says is yielded.
-    Of several `ranks` each takes its share of every batch, and tells the losses of all.
+    Of several `ranks` each takes its share of every batch, and tells the losses of all. The `recipe` says in what precision,
+    and how many batches are a step.
     """
     model.train()
     losses = losses or Losses(epoch)
+    recipe = recipe or Recipe(model)
     readback: Readback[_Step] = Readback(checkpoints.device_of(model))
-    for images, targets, samples in ranks.batches(loader, epoch, losses.tally.batches):
+    for window in ranks.windows(loader, epoch, losses.tally.steps, recipe.accumulate):
         if adjusted := adjust(step):
-            for due in readback.drain():
-                yield losses.take(*due)
+            yield from losses.each(readback.drain())
             yield from adjusted
         optimizer.zero_grad(set_to_none=True)
-        loss = ranks.loss(model, images, targets, loss_fn, samples)
-        loss.backward()  # type: ignore[no-untyped-call]
-        loss = ranks.reduce(model, loss)
+        parts = []
+        for part in ranks.losses(recipe, window, loss_fn):
+            recipe.backward(part)
+            parts.append(part.detach())
+        loss = ranks.reduce(model, sum(parts[1:], parts[0]))
         set_rates(optimizer, step)
-        optimizer.step()
-        for due in readback.push(loss, _Step(step, samples, learning_rates(optimizer))):
-            yield losses.take(*due)
+        recipe.step(optimizer)
+        yield from losses.each(readback.push(loss, _Step(step, window.samples, learning_rates(optimizer))))
         step += 1
         if pause(step):
-            for due in readback.drain():
-                yield losses.take(*due)
+            yield from losses.each(readback.drain())
             if not losses.broken:
                 yield losses.tally
         if losses.broken:
             break
-    for due in readback.drain():
-        yield losses.take(*due)
+    yield from losses.each(readback.drain())
     return losses.mean()
 
 
@@ -104,6 +104,10 @@ class Losses:
         self._watch.hear(iteration)
         return iteration
 
+    def each(self, read: Iterable[tuple[_Step, float]]) -> Iterator[Iteration]:
+        """Those that were just read, in order."""
+        return (self.take(step, loss) for step, loss in read)
+
     @property
     def broken(self) -> bool:
         """Whether training ends here."""
@@ -117,16 +121,20 @@ class Losses:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: Batches, loss_fn: LossFunction, ranks: Ranks = _ALONE) -> dict[str, float]:
+def evaluate(
+    model: nn.Module, loader: Batches, loss_fn: LossFunction, ranks: Ranks = _ALONE, runs: Callable[[Tensor], Any] | None = None
+) -> dict[str, float]:
     """`loss` (the mean over samples) and `top1` (the share of samples whose highest logit is their class), in eval mode.
 
-    Leaves the model in eval mode, and the random state as it was. The device is read once, at the end.
+    Leaves the model in eval mode, and the random state as it was. The device is read once, at the end. `runs` is how the model
+    is run (`core.recipe.Recipe`), if not by calling it.
     """
+    runs = runs or model
     ranks.share_buffers(model)
     model.eval()
     totals = torch.zeros(3, dtype=torch.float64, device=checkpoints.device_of(model))
     for images, targets in ranks.whole_batches(loader):
-        logits = logits_of(model(images))
+        logits = logits_of(runs(images))
         correct = (logits.argmax(dim=1) == targets).sum()
         loss = loss_fn(logits, targets).double()
         totals += torch.stack([loss * len(targets), correct.double(), torch.full_like(loss, len(targets))])
@@ -164,7 +172,7 @@ def fit(
     """
     for folder in {directory, *(place.parent for place in resume or ())}:
         checkpoints.clean(folder)
-    with randomness.deterministic() if spec.training.deterministic else nullcontext():
+    with randomness.deterministic() if spec.training.deterministic else randomness.tuned():
         job = prepare(spec, places, torch.device(device), ranks)
         yield 0, job.transfer
         yield 0, job.groups
@@ -234,9 +242,10 @@ class _Keeper:
         ranks, model = self.job.ranks, self.job.model
         ranks.share_buffers(model)
         generators = ranks.gather(randomness.capture(checkpoints.device_of(model)))
-        saved = ranks.first(
-            lambda: checkpoints.save(self.directory, self.job, done, figures, self.publish, generators=generators)
-        )
+        with self.job.recipe.final():
+            saved = ranks.first(
+                lambda: checkpoints.save(self.directory, self.job, done, figures, self.publish, generators=generators)
+            )
         self.pace.written()
         self.recovery.wrote(done.step, figures)
         return done, CheckpointData(step=done.step, epoch=done.last_epoch, figures=figures, best=leads, **saved._asdict())
@@ -245,8 +254,8 @@ class _Keeper:
 def _epoch(keeper: _Keeper, progress: Progress) -> Generator[Iteration | tuple[int, Data], None, Progress]:
     """Train an epoch, or what is left of it, and write the checkpoints; returns how far the job is then."""
     job, epoch = keeper.job, progress.epoch
-    begin = progress.step - progress.tally.batches
-    end = begin + len(job.train)
+    begin = progress.step - progress.tally.steps
+    end = begin + job.steps_per_epoch
     watch = keeper.recovery.watch
     losses = Losses(epoch, progress.tally, watch)
     keeper.control.begin(epoch, progress.history)
@@ -254,15 +263,16 @@ def _epoch(keeper: _Keeper, progress: Progress) -> Generator[Iteration | tuple[i
     for event in train_fn(
         epoch, job.train, job.model, job.optimizer, job.loss, step=progress.step, losses=losses,
         pause=lambda step: step < end and keeper.due(step, epoch_ends=False), ranks=job.ranks, adjust=keeper.recovery.adjust,
+        recipe=job.recipe,
     ):  # fmt: skip
         if isinstance(event, Iteration):
             yield event
             continue
         if isinstance(event, AdjustedData | RuleData):
-            yield begin + losses.tally.batches, event
+            yield begin + losses.tally.steps, event
             continue
         seconds = time.perf_counter() - start
-        progress = replace(progress, step=begin + event.batches, tally=event, seconds=seconds, watched=watch.state)
+        progress = replace(progress, step=begin + event.steps, tally=event, seconds=seconds, watched=watch.state)
         progress, written = keeper.save(progress, {"mean_loss": figure(event.mean_loss)})
         yield progress.step, written
         start = time.perf_counter() - seconds
@@ -275,7 +285,9 @@ def _validate(
 ) -> Generator[tuple[int, Data], None, Progress]:  # fmt: skip
     """The end of an epoch whose training took `seconds`."""
     job = keeper.job
-    validation = {name: figure(value) for name, value in evaluate(job.model, job.validation, job.loss, job.ranks).items()}
+    with job.recipe.final():
+        figures_of = evaluate(job.model, job.validation, job.loss, job.ranks, job.recipe)
+    validation = {name: figure(value) for name, value in figures_of.items()}
     progress = replace(progress, history=(*progress.history, validation))
     yield (
         progress.step,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -15,12 +16,13 @@ AUXILIARY = {"GoogLeNetOutputs": 0.3, "InceptionOutputs": 0.4}
 
 
 def logits_of(outputs: Any) -> Tensor:
-    """The logits [B, classes]: the output itself, or the `logits` of a named tuple. Raises TypeError for anything else."""
-    if isinstance(outputs, Tensor):
-        return outputs
-    logits = getattr(outputs, "logits", None)
+    """The logits [B, classes]: the output itself, or the `logits` of a named tuple. Raises TypeError for anything else.
+
+    In float32 where they are in 16 bits: a loss wants more digits than those have.
+    """
+    logits = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", None)
     if isinstance(logits, Tensor):
-        return logits
+        return _full(logits)
     raise TypeError(
         f"the model returned a {type(outputs).__name__}; return the logits as a tensor, or an object that has them as `logits`"
     )
@@ -33,5 +35,9 @@ def loss_of(outputs: Any, targets: Tensor, loss: LossFunction) -> Tensor:
     if weight is not None:
         for extra in outputs[1:]:
             if extra is not None:
-                total = total + weight * loss(extra, targets)
+                total = total + weight * loss(_full(extra), targets)
     return total
+
+
+def _full(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

@@ -14,15 +14,16 @@ from pydantic import BaseModel, ValidationError
 from torch import nn
 from torch.optim import Optimizer
 
+from core import features, schedules, sources, weights
 from core import groups as grouping
-from core import schedules, sources, weights
 from core.assignment import Group
 from core.assignment import resolve as resolve_groups
-from core.batches import Loader, Preprocessing, estimate, make_loader, steps_per_epoch
+from core.batches import Loader, Preprocessing, batch_bounds, estimate, make_loader, steps_per_epoch
 from core.catalog import build_loss, check_loss
 from core.datasets import Dataset, open_dataset
 from core.errors import DataError, Fault, SpecError, TransferError
 from core.events import GroupsData, TransferData
+from core.features import Featured, FeatureFacts
 from core.freezing import freeze
 from core.heads import Head
 from core.hyperparameters import check_optimizer
@@ -30,6 +31,7 @@ from core.models import build_model, find_head, get_model
 from core.norms import of_another_kind
 from core.places import PinnedWeights, Places
 from core.ranks import Ranks
+from core.recipe import Recipe, make_recipe
 from core.resolve import resolve
 from core.shapes import shapes_of
 from core.spec import JobSpec, faults_of
@@ -55,9 +57,10 @@ class Prepared:
     groups: GroupsData
     """The table of `grouped`."""
     loss: nn.Module
-    train: Loader
-    validation: Loader
+    train: Loader | Featured
+    validation: Loader | Featured
     steps_per_epoch: int
+    recipe: Recipe
     ranks: Ranks
     """This process, or the group that it is one of."""
 
@@ -106,6 +109,8 @@ class Plan(BaseModel):
     """Per group its curve as (step, lr): see `core.curves.Curve.points`."""
     momentum: dict[str, list[tuple[int, float]]]
     """The same of momentum, or of the first of betas, for the groups whose schedule moves it."""
+    features: FeatureFacts | None
+    """Whether what is frozen is run once; None where nothing is frozen."""
     memory: Memory
     warnings: list[str]
 
@@ -122,7 +127,8 @@ def prepare(spec: JobSpec, places: Places, device: torch.device, ranks: Ranks | 
     model.to(device)
     ranks = ranks or Ranks()
     ranks.adopt(model, spec.training.seed)
-    per_epoch = steps_per_epoch(len(dataset.train), spec.loader)
+    recipe = make_recipe(model, spec.training, preprocessing.size, device)
+    per_epoch = steps_per_epoch(len(dataset.train), spec)
     scheduled = partial(schedules.assign, spec=spec, per_epoch=per_epoch)
     optimizer, grouped = grouping.build_optimizer(model, spec.optimizer, device, transfer.head, scheduled)
 
@@ -132,6 +138,11 @@ def prepare(spec: JobSpec, places: Places, device: torch.device, ranks: Ranks | 
             channels=dataset.channels, seed=spec.training.seed, train=train, device=device, places=places,
         )  # fmt: skip
 
+    train, validation = loader(True), loader(False)
+    made, _ = features.foresee(
+        model, grouped, spec, places, size=preprocessing.size, images=len(dataset.train) + len(dataset.validation)
+    )
+    recipe.backbone = features.run_once(made, model, train, recipe.run) if made else None
     return Prepared(
         spec=spec,
         dataset=dataset,
@@ -140,11 +151,12 @@ def prepare(spec: JobSpec, places: Places, device: torch.device, ranks: Ranks | 
         transfer=transfer,
         optimizer=optimizer,
         grouped=grouped,
-        groups=grouping.report(grouped, spec.optimizer, device),
+        groups=grouping.report(grouped, spec.optimizer, device).model_copy(update={"runs": f"{device}, {recipe}"}),
         loss=build_loss(spec.loss).to(device),
-        train=loader(True),
-        validation=loader(False),
+        train=Featured(train, recipe.backbone) if recipe.backbone else train,
+        validation=Featured(validation, recipe.backbone) if recipe.backbone and recipe.backbone.validates else validation,
         steps_per_epoch=per_epoch,
+        recipe=recipe,
         ranks=ranks,
     )
 
@@ -169,6 +181,12 @@ def plan(spec: JobSpec, places: Places) -> Plan:
     known = faults.collect(lambda: spec.pretrained is None or sources.is_here(spec.pretrained.source, places))
     transfer = faults.collect(lambda: _plan_transfer(model, spec, head, places, dataset)) if known else None
     groups = faults.collect(lambda: resolve_groups(model, spec.optimizer, head.modules))
+    kept = None
+    if dataset and groups:
+        freeze(model, groups, epoch=0)
+        _, kept = features.foresee(
+            model, groups, spec, places, size=preprocessing.size, images=len(dataset.train) + len(dataset.validation)
+        )
     freeze(model, groups or [], spec.training.epochs - 1)  # the most that will train at once: it takes the most memory
     samples = len(dataset.train) if dataset else 2
     activations = faults.collect(
@@ -194,10 +212,11 @@ def plan(spec: JobSpec, places: Places) -> Plan:
         groups=grouping.report(groups, spec.optimizer, torch.device("cpu")),
         steps=steps,
         **_curves(groups, steps.total),
-        memory=memory(model, spec.optimizer, activations=activations, data=held, ranks=spec.resources.gpus or 1),
+        features=kept,
+        memory=memory(model, spec, activations=activations, data=held + (kept.bytes if kept and kept.once else 0)),
         warnings=[
             *dataset.notes,
-            *_warnings(spec, transfer, groups),
+            *_warnings(spec, transfer, groups, len(batch_bounds(samples, spec.loader))),
             *schedules.notes(groups, steps.total),
             *_rank_warnings(spec, model),
         ],
@@ -287,7 +306,7 @@ def _plan_transfer(model: nn.Module, spec: JobSpec, head: Head, places: Places, 
 
 
 def _steps(spec: JobSpec, samples: int) -> Steps:
-    per_epoch = steps_per_epoch(samples, spec.loader)
+    per_epoch = steps_per_epoch(samples, spec)
     if not per_epoch:
         raise SpecError.at(
             "/loader/drop_last",
@@ -321,7 +340,7 @@ def _facts(dataset: Dataset) -> DatasetFacts:
     )
 
 
-def _warnings(spec: JobSpec, transfer: TransferData | None, groups: list[Group]) -> Iterator[str]:
+def _warnings(spec: JobSpec, transfer: TransferData | None, groups: list[Group], batches: int) -> Iterator[str]:
     """What works, but may not be what was meant."""
     if transfer is None:
         yield "the weights are not here yet: what is loaded is checked by the worker, once it has fetched them"
@@ -338,6 +357,8 @@ def _warnings(spec: JobSpec, transfer: TransferData | None, groups: list[Group])
             "a rollback goes to a checkpoint from before the trouble, and one alone is kept: where that is too late, the job "
             "begins anew; set checkpoint.keep_last to 2"
         )
+    if batches < spec.training.accumulate:
+        yield f"an epoch has {batches} batches, fewer than the {spec.training.accumulate} of a step: each epoch is one step"
     if spec.loss.name == "NLLLoss" and spec.model.name.startswith(("torchvision:", "timm:")):
         yield "NLLLoss takes log-probabilities, but this model gives logits; CrossEntropyLoss is what fits them"
 

@@ -15,16 +15,16 @@ from core.spec import EveryMinutes, EverySteps
 class Tally:
     """What an epoch has behind it. `loss_sum`: of its losses, each times its samples, added in float64 in the order of the steps.
 
-    The order of the samples is a function of (seed, epoch), so `batches` says all of where in the data an epoch stands.
+    The order of the samples is a function of (seed, epoch), so `steps` says all of where in the data an epoch stands.
     """
 
-    batches: int = 0
+    steps: int = 0
     samples: int = 0
     loss_sum: float = 0.0
 
     def plus(self, loss: float, samples: int) -> Tally:
-        """This, and one batch more."""
-        return Tally(self.batches + 1, self.samples + samples, self.loss_sum + loss * samples)
+        """This, and one step more."""
+        return Tally(self.steps + 1, self.samples + samples, self.loss_sum + loss * samples)
 
     @property
     def mean_loss(self) -> float:
@@ -51,7 +51,7 @@ class Progress:
     @property
     def last_epoch(self) -> int:
         """The epoch of the last step, from 0."""
-        return self.epoch if self.tally.batches else self.epoch - 1
+        return self.epoch if self.tally.steps else self.epoch - 1
 
 
 class Pace:

@@ -51,6 +51,17 @@ def deterministic() -> Iterator[None]:
         cudnn.deterministic, cudnn.benchmark, memory.fill_uninitialized_memory = flags
 
 
+@contextmanager
+def tuned() -> Iterator[None]:
+    """The fastest algorithms, while it lasts: cuDNN tries those it has, once for each shape. They may differ from run to run."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 def capture(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state of every global generator: tensors (torch, the device's, NumPy's words) and what JSON can hold of the rest."""
     name, words, position, has_gauss, gauss = np.random.get_state()

@@ -17,7 +17,8 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar, cast
+from itertools import islice
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -60,6 +61,23 @@ class SharedBatches(Batches, Protocol):
         ...
 
 
+class Window(NamedTuple):
+    """The batches that are one optimizer step, as a rank has them: (images, targets) each. `samples`: over all ranks."""
+
+    batches: list[tuple[Tensor, Tensor]]
+    samples: int
+
+
+class Runs(Protocol):
+    """How a model is run: `core.recipe.Recipe`."""
+
+    model: nn.Module
+
+    def __call__(self, images: Tensor) -> Any:
+        """The outputs of a batch."""
+        ...
+
+
 class Ranks:
     """A process that trains alone."""
 
@@ -69,15 +87,20 @@ class Ranks:
     def adopt(self, model: nn.Module, seed: int) -> None:
         """Make `model`, built alike on all ranks, one that they train together."""
 
-    def batches(self, loader: Batches, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """This rank's (images, targets) of each batch of an epoch from `start` on, and the samples of the whole batch."""
-        for images, targets in loader.batches(epoch, start):
-            yield images, targets, len(targets)
+    def windows(self, loader: Batches, epoch: int, start: int = 0, size: int = 1) -> Iterator[Window]:
+        """An epoch's batches, `size` of them in each window but the last, from window `start` on."""
+        batches = loader.batches(epoch, start * size)
+        while window := list(islice(batches, size)):
+            yield Window(window, sum(len(targets) for _, targets in window))
 
-    def loss(self, model: nn.Module, images: Tensor, targets: Tensor, loss_fn: LossFunction, samples: int) -> Tensor:
-        """What this rank adds to the loss of a batch of `samples`."""
-        del samples
-        return loss_of(model(images), targets, loss_fn)
+    def losses(self, runs: Runs, window: Window, loss_fn: LossFunction) -> Iterator[Tensor]:
+        """What each batch adds to the loss of a window. Together, over all ranks, they are the loss of one batch of all samples.
+
+        The next one is begun when it is asked for: when the backward pass of the one before is over.
+        """
+        loss_fn = self._part(loss_fn, window)
+        for images, targets in window.batches:
+            yield self._loss(runs, images, targets, loss_fn)
 
     def reduce(self, model: nn.Module, loss: Tensor) -> Tensor:
         """After the backward pass: the loss of the whole batch, and in each parameter the gradient of it."""
@@ -107,6 +130,20 @@ class Ranks:
         """What each rank has, in order."""
         return [mine]
 
+    def _loss(self, runs: Runs, images: Tensor, targets: Tensor, loss_fn: LossFunction) -> Tensor:
+        return loss_of(runs(images), targets, loss_fn)
+
+    def _part(self, loss_fn: LossFunction, window: Window) -> LossFunction:
+        """`loss_fn` as a part of the window's. A mean that is weighted by class is one over the weights of the whole window."""
+        if self.size == 1 and len(window.batches) == 1:
+            return loss_fn
+        if (counted := _counted(loss_fn, window)) is None:
+            return lambda logits, targets: len(targets) / window.samples * loss_fn(logits, targets)
+        counted = self.total(counted)
+        summed: Any = copy.copy(loss_fn)
+        summed.reduction = "sum"
+        return lambda logits, targets: summed(logits, targets) / counted
+
 
 class Group(Ranks):
     """One of several ranks. Every method is a collective one: all ranks call the same ones in the same order."""
@@ -128,22 +165,14 @@ class Group(Ranks):
         if self.rank:
             randomness.reseed(seed, self.rank)
 
-    def batches(self, loader: Batches, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor, int]]:
+    def windows(self, loader: Batches, epoch: int, start: int = 0, size: int = 1) -> Iterator[Window]:
         """A rank may have no sample of a batch: fewer than there are ranks."""
         self._trained = []
         shared = cast("SharedBatches", loader)
-        mine = shared.batches(epoch, start, rank=self.rank, ranks=self.size)
-        for (images, targets), samples in zip(mine, shared.sizes()[start:], strict=True):
-            yield images, targets, samples
-
-    def loss(self, model: nn.Module, images: Tensor, targets: Tensor, loss_fn: LossFunction, samples: int) -> Tensor:
-        """Its part of the mean over all samples, such that the parts add up to what one rank would have."""
-        loss_fn = self._part(loss_fn, targets, samples)
-        if len(targets):
-            return loss_of(model(images), targets, loss_fn)
-        if sees_all_ranks(model):  # its norms wait for this rank too
-            return loss_of(model(images), targets, lambda logits, _: logits.sum())
-        return torch.zeros((), device=self._device, requires_grad=True)
+        mine = shared.batches(epoch, start * size, rank=self.rank, ranks=self.size)
+        sizes = iter(shared.sizes()[start * size :])
+        while window := list(islice(mine, size)):
+            yield Window(window, sum(islice(sizes, len(window))))
 
     def reduce(self, model: nn.Module, loss: Tensor) -> Tensor:
         """With the loss goes what rank 0 wishes; it is read off the device as late as the losses are."""
@@ -192,15 +221,12 @@ class Group(Ranks):
         self._wishes.drain()
         self._wish = self._heard = False
 
-    def _part(self, loss_fn: LossFunction, targets: Tensor, samples: int) -> LossFunction:
-        """`loss_fn` as this rank's part of it. A mean that is weighted by class is one over the weights of all ranks."""
-        if (counted := _counted(loss_fn, targets)) is None:
-            share = len(targets) / samples
-            return lambda logits, labels: share * loss_fn(logits, labels)
-        dist.all_reduce(counted)
-        summed: Any = copy.copy(loss_fn)
-        summed.reduction = "sum"
-        return lambda logits, labels: summed(logits, labels) / counted
+    def _loss(self, runs: Runs, images: Tensor, targets: Tensor, loss_fn: LossFunction) -> Tensor:
+        if len(targets):
+            return super()._loss(runs, images, targets, loss_fn)
+        if sees_all_ranks(runs.model):  # its norms wait for this rank too
+            return loss_of(runs(images), targets, lambda logits, _: logits.sum())
+        return torch.zeros((), device=self._device, requires_grad=True)
 
     def _sum_gradients(self, model: nn.Module) -> None:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -267,9 +293,12 @@ def _store(rank: int, size: int) -> TCPStore:
     return TCPStore(address, port, size, rank == 0, timeout=_MEET, wait_for_workers=False, master_listen_fd=listening)
 
 
-def _counted(loss_fn: LossFunction, targets: Tensor) -> Tensor | None:
+def _counted(loss_fn: LossFunction, window: Window) -> Tensor | None:
     """What the mean of a loss is divided by, where that is not the number of samples (torch.nn.CrossEntropyLoss, `weight`)."""
     if not isinstance(loss_fn, nn.CrossEntropyLoss | nn.NLLLoss) or (loss_fn.weight is None and loss_fn.ignore_index < 0):
+        return None
+    targets = torch.cat([targets for _, targets in window.batches])
+    if targets.is_floating_point():  # of probabilities torch's mean is one over the samples
         return None
     weight = torch.ones_like(targets, dtype=torch.float32) if loss_fn.weight is None else loss_fn.weight[targets]
     return weight.masked_fill(targets == loss_fn.ignore_index, 0.0).sum()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from core import checkpoints, randomness
-from core.adjustments import RULES
+from core.adjustments import RULES, Adjustment
 from core.checkpoints import CheckpointError
 from core.control import GroupControl
 from core.divergence import HaltedError, Trouble, Watch
@@ -59,9 +59,10 @@ class Recovery:
 
     def adjust(self, step: int) -> list[AdjustedData | RuleData]:
         """Once `step` steps are completed: what was asked for, and the cut that a rule has decided."""
-        done: list[AdjustedData | RuleData] = [*self._control.due(step)]
+        done = self._control.due(step)
+        self._thaw(done)
         cut = self.watch.due(step)
-        return done if cut is None else [*done, *self._cut(cut, step, self.watch.used + 1)]
+        return [*done, *(self._cut(cut, step, self.watch.used + 1) if cut else ())]
 
     def recover(self, error: DivergedError) -> Story:
         """Do what the rule says that has ended the epoch. Raises `error`, where that is to stop, and HaltedError."""
@@ -95,7 +96,8 @@ class Recovery:
         job = self._job
         generators = job.ranks.gather(randomness.capture(checkpoints.device_of(job.model)))
         place = self._directory / _BEGINNING
-        job.ranks.first(lambda: checkpoints.save(place, job, Progress(), {}, generators=generators))
+        with job.recipe.final():
+            job.ranks.first(lambda: checkpoints.save(place, job, Progress(), {}, generators=generators))
 
     def _remember(self, step: int, figures: Mapping[str, Figure], place: Path) -> None:
         rule = self._job.spec.checkpoint
@@ -107,7 +109,7 @@ class Recovery:
     def _go_on(self, candidates: Sequence[Path], *, anew: bool) -> Story:
         """From the first sound one of them; where none is, `anew`, if that is allowed."""
         job = self._job
-        progress, damaged = checkpoints.resume(candidates, job.model, job.optimizer, job.ranks.rank)
+        progress, damaged = checkpoints.resume(candidates, job.model, job.optimizer, job.recipe, job.ranks.rank)
         if len(damaged) == len(candidates) and not anew:
             raise CheckpointError(f"there is nothing to go back to: {'; '.join(map(str, damaged))}")
         if (step := job.ranks.first(lambda: progress.step)) != progress.step:
@@ -123,7 +125,15 @@ class Recovery:
         self._known = {step: place for step, place in self._known.items() if step <= progress.step}
         self._told = [one for one in self._told if one["step"] <= progress.step]
         self._control.settle(progress.step)
+        if self._job.recipe.backbone:
+            self._job.recipe.backbone.recall()
+        self._thaw(self._control.adjustments.done)
         self.watch.restart(progress.watched, progress.step)
+
+    def _thaw(self, changed: Iterable[AdjustedData | Adjustment]) -> None:
+        """Groups that a person freezes or thaws end what was foreseen of the frozen part: in a job that goes on, too."""
+        if self._job.recipe.backbone and any("freeze" in one.changes for one in changed):
+            self._job.recipe.backbone.forget()
 
     def _cut(self, trouble: Trouble, step: int, nth: int) -> list[AdjustedData | RuleData]:
         """Every lr, from `step` on; the rule's own event comes last, for those who store them together."""

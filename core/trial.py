@@ -20,13 +20,14 @@ _SIZES = (8, 16, 24, 28, 32, 48, 64, 75, 80, 96, 112, 128, 160, 192, 224, 256, 2
 class Memory(BaseModel):
     """Bytes, estimated; of each GPU, where there are several.
 
-    `activations` are those that a batch, or a GPU's share of it, keeps for its backward pass; `gradients` are there twice while
-    they are summed over several GPUs.
+    `activations` are those that a batch, or a GPU's share of it, keeps for its backward pass, in half the bytes where the spec
+    asks for 16 bits; `gradients` are there twice while they are summed over several GPUs; `average` is that of `training.ema`.
     """
 
     parameters: int
     gradients: int
     optimizer: int
+    average: int
     activations: int
     data: int
     total: int
@@ -64,15 +65,20 @@ def check_forward(
     return kept * spec.loader.batch_size // batch
 
 
-def memory(model: nn.Module, spec: OptimizerSpec, *, activations: int, data: int, ranks: int = 1) -> Memory:
-    """What training takes, from shapes; `data` are the bytes of the splits that are held decoded, by each rank."""
+def memory(model: nn.Module, spec: JobSpec, *, activations: int, data: int) -> Memory:
+    """What training takes, from shapes; `activations` in float32, `data` those of the splits that each rank holds decoded."""
+    ranks = spec.resources.gpus or 1
     held = _bytes([*model.parameters(), *model.buffers()])
     trained = _bytes(parameter for parameter in model.parameters() if parameter.requires_grad)
-    state = int(trained * _state_share(spec))
+    state = int(trained * _state_share(spec.optimizer))
     gradients = trained if ranks == 1 else 2 * trained
-    activations = -(-activations // ranks)
-    total = held + gradients + state + activations + data
-    return Memory(parameters=held, gradients=gradients, optimizer=state, activations=activations, data=data, total=total)
+    average = 0 if spec.training.ema is None else held
+    half = spec.training.precision in {"bf16", "fp16"}
+    activations = -(-activations // (2 * ranks if half else ranks))
+    return Memory(
+        parameters=held, gradients=gradients, optimizer=state, average=average, activations=activations, data=data,
+        total=held + gradients + state + average + activations + data,
+    )  # fmt: skip
 
 
 def _blame(model: nn.Module, spec: JobSpec, size: int, batch: int, error: Exception) -> None:

@@ -29,7 +29,7 @@ class LoaderSpec(Part):
     """The hyper-parameters of the loader."""
 
     batch_size: Annotated[int, Field(ge=1, le=65536)] = Field(
-        default=32, description="Samples per optimizer step, over all GPUs."
+        default=32, description="Samples of a batch, over all GPUs; an optimizer step is one, or `training.accumulate` of them."
     )
     shuffle: bool = Field(default=True, description="Draw a new order each epoch, a function of (seed, epoch).")
     drop_last: bool = Field(default=False, description="Leave the last, ragged batch of an epoch out.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 
 import httpx
@@ -41,6 +42,15 @@ def operations(document):
 
 def test_it_has_these_calls_and_no_other(document):
     assert set(operations(document)) == CALLS
+
+
+def test_the_page_needs_no_other_host(url):
+    page = httpx.get(f"{url}/docs").text
+    sources = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(sources) == 3  # a style, an icon, a script
+    for source in sources:
+        assert source.startswith("/")
+        assert httpx.get(url + source).status_code == 200
 
 
 def test_every_call_has_a_tag_a_summary_a_description_and_its_problems(document):
@@ -124,7 +134,7 @@ def test_the_service_does_what_the_page_says(url, bench, mode):
         @given(case=operation.as_strategy(generation_mode=modes[0]))
         def run(case):
             nonlocal checked
-            response = case.call(base_url=url)
+            response = case.call(base_url=url, timeout=60)
             case.validate_response(response, checks=CHECKS)
             checked += 1
 

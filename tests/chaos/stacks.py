@@ -29,9 +29,9 @@ EPOCHS, STEPS_PER_EPOCH = 4, 13
 STEPS = EPOCHS * STEPS_PER_EPOCH
 SPEC = {
     "dataset": {"source": "sklearn:digits"},
-    "loader": {"batch_size": 128, "shuffle": True},
+    "loader": {"batch_size": 64, "shuffle": True},
     "model": {"name": "python:unsteady:Unsteady"},
-    "training": {"epochs": EPOCHS, "deterministic": True},
+    "training": {"epochs": EPOCHS, "deterministic": True, "accumulate": 2, "clip_grad_norm": 1.0, "ema": 0.9},
     "checkpoint": {"every": {"steps": 3}},
     "resources": {"max_attempts": 100},
 }

@@ -10,7 +10,7 @@ from core.batches import Normalise, Preprocessing, batch_bounds, estimate, make_
 from core.datasets import open_dataset
 from core.errors import DataError, SpecError
 from core.images import ArrayImages, FileImages
-from core.spec import DatasetSpec, LoaderSpec
+from core.spec import DatasetSpec, JobSpec, LoaderSpec
 from core.tiers import fit
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12, of workers
@@ -99,8 +99,16 @@ def test_the_last_batch_is_kept_joined_or_dropped(samples, batch_size, drop_last
     spec = LoaderSpec(batch_size=batch_size, drop_last=drop_last)
     bounds = batch_bounds(samples, spec)
     assert [last - first for first, last in bounds] == sizes
-    assert steps_per_epoch(samples, spec) == len(sizes)
     assert [first for first, _ in bounds[1:]] == [last for _, last in bounds[:-1]], "no sample twice, none between"
+
+
+@pytest.mark.parametrize(("accumulate", "steps"), [(1, 4), (2, 2), (3, 2), (9, 1)])
+def test_an_epochs_last_step_may_be_of_fewer_batches(accumulate, steps):
+    spec = JobSpec.model_validate(
+        {"dataset": {"source": "sklearn:digits"}, "model": {"name": "x"}, "loader": {"batch_size": 4},
+         "training": {"accumulate": accumulate}}
+    )  # fmt: skip
+    assert steps_per_epoch(14, spec) == steps
 
 
 def test_samples_counts_what_an_epoch_trains_on(numbered, load):

@@ -49,7 +49,7 @@ def test_by_minutes_one_is_due_so_long_after_the_last() -> None:
 
 def test_a_tally_adds_each_loss_by_its_samples_in_float64() -> None:
     tally = Tally().plus(0.1, 64).plus(0.2, 64).plus(0.7, 10)
-    assert (tally.batches, tally.samples) == (3, 138)
+    assert (tally.steps, tally.samples) == (3, 138)
     assert tally.loss_sum == 0.1 * 64 + 0.2 * 64 + 0.7 * 10
     assert tally.mean_loss == tally.loss_sum / 138
     assert Tally().mean_loss == 0

@@ -111,11 +111,11 @@ def spec(tiny_spec: Spec) -> Spec:
     def make(divergence: Any, *, epochs: int = 2, **parts: Any) -> JobSpec:
         groups = [{"name": "head", "params": "5.*", "lr": 0.02}]
         parts = {
-            "loader": {"batch_size": 256},
+            "loader": {"batch_size": 128},
             "optimizer": {"name": "SGD", "lr": 0.01, "momentum": 0.9, "groups": groups},
             "schedule": BLOWS_UP,
             "checkpoint": {"every": {"steps": 2}, "keep_last": 2, "keep_best": 0},
-            "training": {"epochs": epochs, "divergence": divergence},
+            "training": {"epochs": epochs, "divergence": divergence, "ema": 0.9, "accumulate": 2, "clip_grad_norm": 5.0},
             **parts,
         }
         return tiny_spec(**parts)
