@@ -46,10 +46,12 @@ class Recovery:
         if resume is None:
             self._stand(Progress())
             return Progress()
+        progress = yield from self._go_on(resume, anew=True)
         for place in reversed(resume):
-            if (told := checkpoints.told(place)) is not None:
+            told = checkpoints.told(place)
+            if told is not None and told[0] <= progress.step:
                 self._remember(*told, place)
-        return (yield from self._go_on(resume, anew=True))
+        return progress
 
     def wrote(self, step: int, figures: Mapping[str, Figure]) -> None:
         """A checkpoint was written."""
