@@ -87,7 +87,8 @@ def test_what_is_answered_fits_the_models(bench, client, transfer, groups):
     bench.epoch(job_id, epoch=0, step=2)
     bench.checkpoint(job_id, epoch=0, step=2, top1=0.5)
     adjusted = {"id": 1, "group": "head", "step": 2, "changes": {"lr": {"from": 0.01, "to": 0.1}}, "by": "api", "refused": None}
-    bench.append(job_id, (2, "adjusted", adjusted), (2, "rewound", {"to_step": 2}))
+    rule = {"rule": "spike", "action": "cut_lr", "step": 1, "value": 9.0, "limit": 4.0, "message": "the loss was 9"}
+    bench.append(job_id, (2, "adjusted", adjusted), (2, "rule", rule), (2, "rewound", {"to_step": 2}))
     bench.finish(job_id)
     for path, model in [
         (f"/jobs/{job_id}", schemas.Job),
