@@ -14,6 +14,8 @@ PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.1
 # uv, from the path where it is there; otherwise from a small environment of its own, beside .venv.
 TOOLS := .tools
 UV := $(shell command -v uv 2>/dev/null || echo $(TOOLS)/bin/uv)
+# Each process would compile all that it imports anew: seconds of every start, and most of what collecting the tests takes.
+unexport PYTHONDONTWRITEBYTECODE
 
 ##@ To begin with
 
@@ -98,7 +100,7 @@ $(STAMP): requirements.lock pyproject.toml | $(UV)
 	@$(PYTHON) -c '$(NEW_ENOUGH)' || { echo "Graft needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V)." >&2; exit 1; }
 	@echo "Setting up $(VENV) (PyTorch is large: the first time takes a few minutes)"
 	@test -x $(BIN)/python || $(UV) venv --quiet --python "$$(command -v $(PYTHON))" $(VENV)
-	@$(UV) pip install --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(UV) pip install --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 

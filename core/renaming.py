@@ -25,6 +25,8 @@ _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped
 _SHOWN = 5
 _REMOVE = 'say which part of the source is meant: "select": "{}"'
 _ADD = 'say which part of the model is meant: "rename": [["^", "{}."]]'
+_AVERAGED = "n_averaged"
+"""Of how many models it is the mean: what `torch.optim.swa_utils.AveragedModel` counts beside its `module`."""
 COUNTER = "num_batches_tracked"
 """The one buffer of a norm that says nothing of what it learned."""
 
@@ -47,9 +49,17 @@ class _Work:
     """The names on their way."""
 
     names: dict[str, str]
+    asked_for: bool
+    """Whether the spec leads to an average by its name."""
     dropped: dict[str, str] = field(default_factory=dict)
     steps: list[TransferStep] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+
+    @property
+    def averages(self) -> tuple[str, ...]:
+        """What the names of an AveragedModel's tensors begin with, where nobody has asked for it."""
+        ends = () if self.asked_for else (name for name in self.left.values() if name.rpartition(".")[2] == _AVERAGED)
+        return tuple(f"{name.removesuffix(_AVERAGED)}module." for name in ends)
 
     @property
     def left(self) -> dict[str, str]:
@@ -76,7 +86,8 @@ def rename(entries: Mapping[str, Entry], spec: PretrainedSpec, targets: Mapping[
     Raises SpecError at each rule that cannot be read or that has no effect, where two keys come to one name, and where
     two prefixes, or two ends, fit equally well.
     """
-    work = _Work({key: key for key in entries})
+    asked_for = any(name is not None and is_average(name) for name in (spec.container, spec.select))
+    work = _Work({key: key for key in entries}, asked_for)
     _unwrap(work, targets)
     if spec.select is not None:
         _select(work, spec.select)
@@ -107,16 +118,19 @@ def elements(shape: Iterable[int]) -> int:
 
 
 def _unwrap(work: _Work, targets: Iterable[str]) -> None:
-    """Take out the segments that wrappers add, anywhere, unless the model itself has such a segment."""
+    """Take out the segments that wrappers add, anywhere, unless the model itself has such a segment or it leads to an average."""
     own = {segment for target in targets for segment in target.split(".") if segment in _WRAPPERS}
     for wrapper in _WRAPPERS:
         if wrapper not in own:
-            names = {key: _without(name, wrapper) for key, name in work.names.items() if wrapper in name}
+            averages = work.averages
+            names = {key: _without(name, wrapper, averages) for key, name in work.names.items() if wrapper in name}
             work.step("wrapper", wrapper, names)
 
 
-def _without(name: str, wrapper: str) -> str:
-    return ".".join(segment for segment in name.split(".") if segment != wrapper) or name
+def _without(name: str, wrapper: str, averages: Iterable[str]) -> str:
+    segments = name.split(".")
+    kept = {average.count(".") - 1 for average in averages if name.startswith(average)}
+    return ".".join(segment for place, segment in enumerate(segments) if segment != wrapper or place in kept) or name
 
 
 def _select(work: _Work, select: str) -> None:
@@ -208,20 +222,21 @@ def _match_prefix(work: _Work, entries: Mapping[str, Entry], targets: Mapping[st
             + (_ADD if best.add else _REMOVE).format(best.text.removesuffix(".")),
         )
     if not best.add:
-        _refuse_average(best.text, POINTER)
+        _refuse_average(best.text, POINTER, work.averages)
     names = {key: best.of(name) for key, name in work.left.items()}
     if len(set(names.values())) == len(names):
         work.step("prefix", str(best), names)
 
 
-def _refuse_average(prefix: str, pointer: str) -> None:
+def _refuse_average(prefix: str, pointer: str, averages: Iterable[str]) -> None:
     """Nobody's average is taken because it fits: what leads to it has to be said."""
-    if is_average(prefix):
+    counted = prefix in averages
+    if counted or is_average(prefix):
         rule = json.dumps([f"^{re.escape(prefix)}", ""])
         raise SpecError.at(
             pointer,
-            f"what would fit lies below '{prefix}', by its name an average, which is taken only if asked for: "
-            f"by 'select', or add to 'rename' {rule}",
+            f"what would fit lies below '{prefix}', by {f'the {_AVERAGED} beside it' if counted else 'its name'} an average, "
+            f'which is taken only if asked for: by "select": "{prefix.removesuffix(".")}", or add to \'rename\' {rule}',
         )
 
 
@@ -272,7 +287,7 @@ def _match_suffixes(work: _Work, targets: Iterable[str]) -> None:
                     "rename or drop one, or leave suffix_match out",
                 )
             source, target = (free[0], end) if side else (end, free[0])
-            _refuse_average(source.removesuffix(target), "/pretrained/suffix_match")
+            _refuse_average(source.removesuffix(target), "/pretrained/suffix_match", work.averages)
             found[source] = target
     if not found:
         raise SpecError.at(

@@ -16,7 +16,7 @@ from core.hashes import remember, sha256_of
 from core.places import PinnedWeights, Places
 from core.published import SCHEMES, Published, published
 from core.shapes import shapes_of
-from core.statefiles import CONTAINER, POINTER, Entry, Source, read_file, read_safetensors
+from core.statefiles import CONTAINER, POINTER, Entry, Source, look_into, read_file, read_safetensors
 
 __all__ = ["Entry", "Source", "is_here", "pin", "preprocessing_of", "read"]
 
@@ -84,6 +84,8 @@ def _read_published(source: str, places: Places, shapes_only: bool) -> Source:
     path = pinned.path or places.find(pinned)
     if path is None and not (shapes_only and places.download):
         raise SpecError.at(POINTER, _not_here(official, places))
+    if path is not None and shapes_only:
+        look_into(path, path.name)
     state = shapes_of(official.build).state_dict()
     entries = {key: Entry(tuple(value.shape), value.dtype) for key, value in state.items()}
     if path is None or shapes_only:

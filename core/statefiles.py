@@ -126,6 +126,15 @@ def load_pickle(path: Path, shown: str) -> Mapping[str, Tensor]:
     return _opened(_load(path, shown), shown, None)[1]
 
 
+def look_into(path: Path, shown: str) -> None:
+    """Refuse a pickle that is not one state dict, where its format lets that be told without reading it all.
+
+    Raises SpecError at /pretrained/source.
+    """
+    if path.suffix != ".safetensors" and zipfile.is_zipfile(path):
+        load_pickle(path, shown)
+
+
 def load_tensors(path: Path, shown: str) -> Mapping[str, Tensor]:
     """The tensors in a safetensors file, or the one state dict in a pickle. Raises SpecError at /pretrained/source."""
     if path.suffix == ".safetensors":

@@ -28,7 +28,7 @@ from sandbox import Sandbox
 from store.database import Database
 from store.hints import broker_options
 
-pytest_plugins = ["tests.elsewhere"]
+pytest_plugins = ["tests.elsewhere", "tests.scheduling"]
 
 # How long an example takes says something of the machine, nothing of the code.
 settings.register_profile("graft", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -6,7 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import uvicorn
 from api.app import create_app
 from core.events import Failure
 from core.spec import JobSpec
+from sandbox import Sandbox
 from store import events, jobs, leases
 from store.database import Database
 from store.events import NewEvent
@@ -128,8 +129,12 @@ def server(settings: Settings) -> ThreadedServer:
 
 
 @pytest.fixture(scope="session")
-def url(server: ThreadedServer) -> Iterator[str]:
-    with server as url:
+def url(server: ThreadedServer, sandbox: Sandbox) -> Iterator[str]:
+    """Where it answers. It plans in the tests' one warm sandbox: one of its own would import torch once more."""
+    with ExitStack() as life:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("api.app.Sandbox", lambda **_: sandbox)
+            url = life.enter_context(server)
         yield url
 
 

@@ -6,10 +6,17 @@ from typing import Any
 
 import pytest
 from rich.console import Console, RenderableType
+from torchvision.models import resnet152
 
 from client.transfer import quantity, transfer_view
+from core.heads import Head
+from core.shapes import shapes_of
+from core.spec import PretrainedSpec
+from core.statefiles import Entry, Source
+from core.weights import plan_transfer
 
-Entry = dict[str, Any]
+Row = dict[str, Any]
+FC = ("fc.weight", "fc.bias")
 
 
 def drawn(view: RenderableType, width: int = 100) -> str:
@@ -22,11 +29,11 @@ def drawn(view: RenderableType, width: int = 100) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def target(key: str, status: str = "loaded", reason: str | None = None, **rest: Any) -> Entry:
+def target(key: str, status: str = "loaded", reason: str | None = None, **rest: Any) -> Row:
     return {"key": key, "status": status, "reason": reason, "cast": None, "adapter": None, **rest}
 
 
-def source(key: str, status: str = "used", reason: str | None = None) -> Entry:
+def source(key: str, status: str = "used", reason: str | None = None) -> Row:
     return {"key": key, "status": status, "reason": reason}
 
 
@@ -34,7 +41,7 @@ def count(tensors: int, elements: int) -> dict[str, int]:
     return {"tensors": tensors, "elements": elements}
 
 
-def module(name: str, loaded: tuple[int, int], total: tuple[int, int], adapted: tuple[int, int] = (0, 0)) -> Entry:
+def module(name: str, loaded: tuple[int, int], total: tuple[int, int], adapted: tuple[int, int] = (0, 0)) -> Row:
     return {"module": name, "loaded": count(*loaded), "adapted": count(*adapted), "total": count(*total)}
 
 
@@ -42,7 +49,7 @@ BLOCKS = [f"layer{layer}.{block}.conv.{word}" for layer in (1, 2) for block in r
 
 
 @pytest.fixture
-def report() -> Entry:
+def report() -> Row:
     """A report with something of everything."""
     return {
         "source": "file:resnet/best.pth",
@@ -131,12 +138,12 @@ starts anew
 
 @pytest.mark.parametrize(("width", "text"), [(80, AT_80), (120, AT_120)])
 def test_the_report_says_what_was_loaded_what_was_done_to_it_and_what_was_left_out_and_why(
-    report: Entry, width: int, text: str
+    report: Row, width: int, text: str
 ) -> None:
     assert drawn(transfer_view(report), width) == text
 
 
-def test_a_report_from_before_there_were_steps_and_adapters_is_shown_too(report: Entry) -> None:
+def test_a_report_from_before_there_were_steps_and_adapters_is_shown_too(report: Row) -> None:
     for row in (*report["modules"], *report["targets"]):
         row.pop("adapted", None)
         row.pop("adapter", None)
@@ -155,6 +162,20 @@ def test_a_model_of_hundreds_of_rows_is_a_few_lines() -> None:
     assert "  blocks.0-39.mlp.*       80\n" in f"{text}\n"
     assert "the 39 others 156 of 156" in " ".join(text.split())
     assert len(text.splitlines()) == 9
+
+
+def test_the_real_report_of_a_resnet152_is_a_few_lines() -> None:
+    model, theirs = (shapes_of(lambda n=n: resnet152(num_classes=n)) for n in (10, 1000))
+    state = {key: value for key, value in theirs.state_dict().items() if not key.startswith("layer4.2.")}
+    entries = {key: Entry(tuple(value.shape), value.dtype) for key, value in state.items()}
+    plan = plan_transfer(
+        model, Source("file:w.pth", "torch", entries, dict), PretrainedSpec(source="file:w.pth"), Head(frozenset(FC), ("fc",))
+    )
+    assert len(plan.report.targets) == 932
+    text = drawn(transfer_view(plan.report.model_dump(mode="json")), 80)
+    assert len(text.splitlines()) <= 30
+    for row in ("912 of 914 tensors", "layer3  654 of 654", "layer4.2.conv1-3.weight", "fc.*"):
+        assert row in text
 
 
 def test_where_kinds_are_many_the_rest_is_counted() -> None:

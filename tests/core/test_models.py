@@ -148,6 +148,19 @@ def test_resnet50_weights_into_a_persons_own_module_that_shares_some_of_its_laye
     assert {one.key for one in report.sources if one.status == "unexpected"} == {"fc.weight", "fc.bias"}
 
 
+@pytest.mark.parametrize(("name", "head"), [("torchvision:squeezenet1_1", "classifier.1."), ("timm:test_vit", "head.")])
+def test_a_head_that_starts_anew_is_finite_and_as_the_models_own_constructor_draws_it(name: str, head: str, lab: Places) -> None:
+    """Neither the search for the head nor the loading of what lies before it takes from the chance that it is drawn by."""
+    spec = ModelSpec(name=name)
+    save_file(build_model(spec, 5, lab).state_dict(), lab.inputs / "five.safetensors")
+    torch.manual_seed(3)
+    drawn = {key: value for key, value in build_model(spec, 7, lab).state_dict().items() if key.startswith(head)}
+    torch.manual_seed(3)
+    model, report = get_model(job(name, source="file:five.safetensors"), 7, lab)
+    assert {one.key for one in report.targets if one.status == "reinit"} == set(drawn)
+    assert all(torch.equal(model.state_dict()[key], value) and value.isfinite().all() for key, value in drawn.items())
+
+
 def test_the_same_seed_gives_the_same_head(lab: Places) -> None:
     heads = []
     for _ in range(2):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from core.events import TransferData
 from core.heads import Head
@@ -155,6 +156,25 @@ def test_an_average_is_not_taken_because_it_would_fit(prefix: str, graft: Graft,
     rule = json.loads(message.partition("add to 'rename' ")[2])
     assert graft(net(), state(prefix), HEAD, rename=[rule]).loaded_share == 1
     assert graft(net(), state(prefix), HEAD, select=prefix.removesuffix(".")).loaded_share == 1
+
+
+@pytest.mark.parametrize(("model", "before"), [(net(), ""), (nn.DataParallel(net()), ""), (net(), "backup.")])
+def test_what_torch_averaged_is_known_by_its_count_and_never_taken_silently(
+    model: nn.Module, before: str, graft: Graft, faults_of: Faults
+) -> None:
+    averaged = {before + key: value for key, value in AveragedModel(model).state_dict().items()}
+    message = faults_of(net(), averaged, HEAD)["/pretrained/source"]
+    assert f"lies below '{before}module.', by the n_averaged beside it an average" in message
+    assert f'"select": "{before}module"' in message
+    assert "n_averaged" in faults_of(net(), averaged, HEAD, suffix_match=True)["/pretrained/suffix_match"]
+    for wish in ({"select": f"{before}module"}, {"rename": [(f"^{before}module[.]", "")]}):
+        report = graft(net(), averaged, HEAD, **wish)
+        assert report.loaded_share == 1
+        assert f"{before}n_averaged" in {one.key for one in report.sources if one.status != "used"}
+
+
+def test_an_average_that_its_container_names_is_asked_for_once(graft: Graft) -> None:
+    assert graft(net(), dict(AveragedModel(net()).state_dict()), HEAD, container="ema").loaded_share == 1
 
 
 def test_the_larger_average_does_not_win_over_the_model(faults_of: Faults) -> None:

@@ -237,13 +237,14 @@ def test_a_file_that_is_not_timms_is_refused(places: Places) -> None:
         read("timm:test_resnet.r160_in1k", places).tensors()
 
 
+@pytest.mark.parametrize("file", ["w.pth", "pytorch_model.bin"])
 def test_of_a_timm_file_no_average_is_taken_silently_and_no_namespace_is_loaded(
-    places: Places, monkeypatch: pytest.MonkeyPatch
+    file: str, places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """timm's own reader prefers `state_dict_ema`, and lets a pickle hold an argparse.Namespace."""
-    config = dataclasses.replace(timm.models.get_pretrained_cfg("test_resnet.r160_in1k"), hf_hub_filename="w.pth")
+    config = dataclasses.replace(timm.models.get_pretrained_cfg("test_resnet.r160_in1k"), hf_hub_filename=file)
     monkeypatch.setattr(timm.models, "get_pretrained_cfg", lambda _: config)
-    path = places.inputs / "weights" / "timm" / "test_resnet.r160_in1k" / "w.pth"
+    path = places.inputs / "weights" / "timm" / "test_resnet.r160_in1k" / file
     path.parent.mkdir(parents=True)
     official = timm.create_model("test_resnet.r160_in1k").state_dict()
     source = _timm_of({"state_dict": {f"module.{key}": value for key, value in official.items()}, "epoch": 3}, path, places)
@@ -311,6 +312,25 @@ def test_older_names_of_official_files_are_brought_up_to_date(places: Places, mo
     tensors = read("torchvision:densenet121/IMAGENET1K_V1", places).tensors()
     name = "features.denseblock1.denselayer1.norm1.weight"
     assert torch.equal(tensors[name], state[name])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"model": STATE, "model_ema": STATE}, "more than one state dict (model, model_ema)"),
+        ({"model_ema": STATE}, "by their name are an average"),
+        ({"model": STATE, "args": argparse.Namespace(lr=1)}, "more than tensors (argparse.Namespace)"),
+    ],
+)
+def test_an_official_file_that_is_not_one_state_dict_is_refused_by_the_plan(
+    content: Any, message: str, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is here already; of one that a worker fetches, only its name is known."""
+    _publish(vision.get_weight("SqueezeNet1_1_Weights.IMAGENET1K_V1"), content, places.inputs, monkeypatch)
+    with pytest.raises(SpecError) as refused:
+        read("torchvision:squeezenet1_1/IMAGENET1K_V1", places, shapes_only=True)
+    (fault,) = refused.value.faults
+    assert (fault.pointer, message in fault.message) == ("/pretrained/source", True)
 
 
 def test_a_file_of_another_model_is_refused(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import copy
 import string
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from core.events import TransferData
 from core.heads import Head
 from core.sources import Entry, Source
 from core.spec import PretrainedSpec
-from core.weights import apply_transfer, from_scratch, plan_transfer
+from core.weights import TransferPlan, apply_transfer, from_scratch, plan_transfer
 
 Graft = Callable[..., TransferData]
 Faults = Callable[..., dict[str, str]]
@@ -316,81 +317,120 @@ def test_from_scratch_says_that_every_entry_is_missing() -> None:
     assert set(statuses(report).values()) == {"missing"}
 
 
-NAMES = st.lists(st.text(string.ascii_lowercase[:3], min_size=1, max_size=2), min_size=1, max_size=2).map(".".join)
+NAMES = st.lists(st.text(string.ascii_lowercase[:3], min_size=1, max_size=2), min_size=1, max_size=2).map("_".join)
 SHAPES = st.sampled_from([(1,), (2,), (2, 2)])
+CLASSES = ("cat", "dog", "eel")
 
 
 class Flat(nn.Module):
-    """A model with these entries, some of them in its head; `breaks` raises once the first `breaks` of them are loaded."""
+    """A model with these entries, some of them in its head; `breaks` raises once the first `breaks` of them are loaded.
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], breaks: int | None = None) -> None:
+    `twin` is another name of the first of them. With `channels` a convolution comes first, for images of so many.
+    """
+
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], *, twin: bool = False, channels: int = 0, breaks: int | None = None
+    ) -> None:
         super().__init__()
         self.breaks = breaks
         for key, shape in shapes.items():
-            self.register_buffer(key.replace(".", "_"), torch.rand(shape))
+            self.register_buffer(key, torch.rand(shape))
+        if twin:
+            self.register_buffer("twin", getattr(self, next(iter(shapes))))
+        if channels:
+            self.stem = nn.Conv2d(channels, 2, 1, bias=False)
 
     def _load_from_state_dict(self, state: Any, *rest: Any) -> None:
+        own = self.state_dict()
         for key in list(state)[: self.breaks]:
-            getattr(self, key).copy_(state[key])
+            own[key].copy_(state[key])
         if self.breaks is not None:
             raise RuntimeError("broken off")
         super()._load_from_state_dict(state, *rest)
 
 
+@dataclass(frozen=True)
+class Case:
+    """What is transferred: on to which model, what the source holds, which keys are the head's, what the spec says."""
+
+    shapes: dict[str, tuple[int, ...]]
+    extras: dict[str, Any]
+    source: dict[str, tuple[int, ...]]
+    head: Head
+    wish: dict[str, Any]
+    classes: tuple[str, ...]
+
+    def model(self, breaks: int | None = None) -> Flat:
+        return Flat(self.shapes, breaks=breaks, **self.extras)
+
+    def plan(self, model: Flat, source: Source) -> TransferPlan:
+        spec = PretrainedSpec(source="file:x", min_loaded=0, **self.wish)
+        try:
+            return plan_transfer(model, source, spec, self.head, self.classes)
+        except SpecError:
+            reject()
+
+
 @st.composite
-def transfers(draw: st.DrawFn) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]], Head, dict[str, Any]]:
-    """Shapes of a model and of a source that share names, and mostly shapes; a head; rules."""
-    here = draw(st.dictionaries(NAMES.map(lambda name: name.replace(".", "_")), SHAPES, min_size=1, max_size=6))
-    shared = draw(st.sets(st.sampled_from(sorted(here))))
-    there = {key: here[key] for key in shared} | draw(st.dictionaries(NAMES, SHAPES, max_size=3))
-    prefix = draw(st.sampled_from(["", "module.", "net."]))
+def cases(draw: st.DrawFn) -> Case:
+    """A model and a source that share names, and mostly shapes; and any of the rules, of the ways for names, of what adapts."""
+    here = draw(st.dictionaries(NAMES, SHAPES, min_size=1, max_size=5))
+    shared = draw(st.sets(st.sampled_from(sorted(here)), min_size=1))
+    there = {key: here[key] for key in shared} | draw(st.dictionaries(NAMES, SHAPES, max_size=2))
     head = draw(st.sets(st.sampled_from(sorted(here)), max_size=2))
-    wish = {
+    extras: dict[str, Any] = {"twin": draw(st.booleans())}
+    wish: dict[str, Any] = {
         "head": draw(st.sampled_from(["auto", "reset"] if head else ["auto"])),
-        "rename": draw(st.lists(st.sampled_from([("a", "b"), ("^", "c."), (r"\.", "")]), max_size=1)),
         "exclude": [key for key in here if key not in there or there[key] != here[key]] if draw(st.booleans()) else [],
     }
-    return here, {prefix + key: shape for key, shape in there.items()}, Head(frozenset(head), ()), wish
+    classes: tuple[str, ...] = ()
+    if draw(st.booleans()):  # images of other channels
+        extras["channels"], there["stem.weight"] = 1, (2, 3, 1, 1)
+    if draw(st.booleans()):  # a head of which some rows fit
+        head, here["fc"], there["fc"] = {"fc"}, (2, 2), (3, 2)
+        wish |= {"head": "rows", "classes": list(CLASSES)}
+        classes = (draw(st.sampled_from(CLASSES)), "newt")
+    if draw(st.booleans()):
+        wish["drop"] = ["*" + draw(st.sampled_from(sorted(there)))]
+    before, way = draw(
+        st.sampled_from(
+            [
+                ("", {}), ("module.", {}), ("net.", {}), ("net.", {"select": "net"}), ("far.net.", {"suffix_match": True}),
+                ("net.", {"rename": [("^net[.]", "")]}), ("", {"rename": [("a", "b")]}),
+            ]
+        )
+    )  # fmt: skip
+    source = {before + key: shape for key, shape in there.items()} | ({"rest": (1,)} if "select" in way else {})
+    return Case(here, extras, source, Head(frozenset(head), ()), wish | way, classes)
 
 
-@settings(max_examples=50)
-@given(transfers())
-def test_the_plan_covers_each_entry_of_both_sides_exactly_once(
-    transfer: tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]], Head, dict[str, Any]],
-) -> None:
-    here, there, head, wish = transfer
-    state = {key: torch.ones(shape) for key, shape in there.items()}
-    try:
-        plan = plan_transfer(Flat(here), source_of(state), PretrainedSpec(source="file:x", min_loaded=0, **wish), head)
-    except SpecError:
-        reject()
-    report = plan.report
-    assert [one.key for one in report.targets] == list(here)
-    assert [one.key for one in report.sources] == list(there)
-    used = [one.source_key for one in report.targets if one.status in {"loaded", "adapted"}]
-    assert sorted(map(str, used)) == sorted(one.key for one in report.sources if one.status == "used")
-    assert len(set(used)) == len(used)
-    assert sum(count.tensors for count in report.totals.values()) == len(here)
-    assert sum(count.tensors for count in report.source_totals.values()) == len(there)
+@settings(max_examples=60)
+@given(cases())
+def test_the_plan_covers_each_entry_of_both_sides_exactly_once(case: Case) -> None:
+    model = case.model()
+    report = case.plan(model, source_of({key: torch.ones(shape) for key, shape in case.source.items()})).report
+    assert [one.key for one in report.targets] == list(model.state_dict())
+    assert [one.key for one in report.sources] == list(case.source)
+    used = {one.key: str(one.source_key) for one in report.targets if one.status in {"loaded", "adapted"}}
+    assert sorted(set(used.values())) == sorted(one.key for one in report.sources if one.status == "used")
+    twins = {next(iter(case.shapes)), "twin"} if case.extras["twin"] else set()
+    assert len(used) - len(set(used.values())) == (twins <= used.keys() and len({used[key] for key in twins}) < len(twins))
+    assert sum(count.tensors for count in report.totals.values()) == len(report.targets)
+    assert sum(count.tensors for count in report.source_totals.values()) == len(case.source)
     assert sum(row.total.elements for row in report.modules) == sum(count.elements for count in report.totals.values())
     assert all(one.shape == one.source_shape for one in report.targets if one.status == "loaded")
+    assert all(one.adapter and one.reason for one in report.targets if one.status == "adapted")
     assert all(one.reason for one in report.targets if one.status != "loaded")
     assert all(one.reason for one in report.sources if one.status != "used")
 
 
-@settings(max_examples=50)
-@given(transfers(), st.integers(0, 6))
-def test_a_load_that_fails_anywhere_changes_nothing(
-    transfer: tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]], Head, dict[str, Any]], after: int
-) -> None:
-    here, there, head, wish = transfer
-    model = Flat(here, breaks=after)
+@settings(max_examples=60)
+@given(cases(), st.integers(0, 6))
+def test_a_load_that_fails_anywhere_changes_nothing(case: Case, after: int) -> None:
+    model = case.model(breaks=after)
     before = copied(model)
-    source = source_of({key: torch.full(shape, 7.0) for key, shape in there.items()})
-    try:
-        plan = plan_transfer(model, source, PretrainedSpec(source="file:x", min_loaded=0, **wish), head)
-    except SpecError:
-        reject()
+    source = source_of({key: torch.full(shape, 7.0) for key, shape in case.source.items()})
+    plan = case.plan(model, source)
     with pytest.raises(TransferError, match="broken off"):
         apply_transfer(model, source, plan)
     assert same(model, before)

@@ -95,6 +95,10 @@ def test_after_a_crash_what_was_done_is_done_again_at_its_step_and_what_was_not_
 # --- the real trainer ----------------------------------------------------------------------------------------------------------
 
 
+REAL = pytest.mark.parametrize("stack", ["postgres"], indirect=True)
+"""A trainer knows no database; that either keeps and gives the changes is above."""
+
+
 def submit(bench: Any, model: str, note: str = "", **parts: Any) -> int:
     return bench.submit(
         dataset={"source": "sklearn:digits", "image_size": 8},
@@ -104,6 +108,7 @@ def submit(bench: Any, model: str, note: str = "", **parts: Any) -> int:
     )
 
 
+@REAL
 def test_the_lr_of_a_running_job_changes_at_the_step_that_the_log_tells(bench: Any) -> None:
     job = submit(bench, "Slow", training={"epochs": 99}, schedule={"name": "ExponentialLR", "per": "step", "gamma": 0.999})
     running = bench.run_aside()
@@ -127,6 +132,7 @@ def test_the_lr_of_a_running_job_changes_at_the_step_that_the_log_tells(bench: A
     assert bench.data(job, "adjusted")[1]["step"] == step + 40
 
 
+@REAL
 def test_a_killed_job_does_its_changes_again_and_nobody_can_tell(bench: Any, tmp_path: Path) -> None:
     parts = {"training": {"epochs": 3}, "checkpoint": {"every": {"steps": 10}}}
     jobs = [submit(bench, "KilledOnce", note, **parts) for note in (__file__, str(tmp_path / "killed"))]

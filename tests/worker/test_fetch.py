@@ -6,6 +6,7 @@ import hashlib
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,12 @@ from worker.fetch import Fetch
 CONTENT = os.urandom(2_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 SOURCE = "https://elsewhere/w.pth"
+
+
+@pytest.fixture
+def stack(make_stack: Callable[..., Any], tmp_path: Path) -> Any:
+    """One: whoever fetches knows no database. How a lease is renewed and a command obeyed on either is in test_supervisor."""
+    return make_stack("postgres", tmp_path)
 
 
 @pytest.fixture

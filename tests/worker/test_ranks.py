@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import socket
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +22,12 @@ from worker.trainer import failure_of
 
 DIGITS = {"source": "sklearn:digits", "image_size": 8}
 TWO = ["cpu", "cpu"]
+
+
+@pytest.fixture
+def stack(make_stack: Callable[..., Any], tmp_path: Path) -> Any:
+    """The one that hosts with several GPUs have. What either makes of a job's events is in tests/worker/test_supervisor."""
+    return make_stack("postgres", tmp_path)
 
 
 def submit(bench: Any, model: str, **parts: Any) -> int:

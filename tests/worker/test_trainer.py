@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,12 @@ from store import commands, events
 from worker.trainer import failure_of
 
 DIGITS = {"source": "sklearn:digits", "image_size": 8}
+
+
+@pytest.fixture
+def stack(make_stack: Callable[..., Any], tmp_path: Path) -> Any:
+    """One: a trainer knows no database. What either makes of its events is in tests/worker/test_supervisor."""
+    return make_stack("sqlite", tmp_path)
 
 
 def losses_of(bench: Any, job: int) -> list[float]:
