@@ -108,23 +108,14 @@ def _evaluation(_event: StoredEvent, data: dict[str, Any]) -> Iterator[str]:
         yield _line(f"Epoch {data['epoch'] + 1} : Hardest was {hardest['name']}, loss = {number(hardest['loss']):.4f}")
 
 
-def _rule(_event: StoredEvent, data: dict[str, Any]) -> Iterator[str]:
-    yield _line(f"Rule {data['rule']} : {data['message']}; {_ACTIONS[data['action']]}")
-
-
-_ACTIONS = {
-    "stop": "the job stops",
-    "pause": "the job pauses",
-    "cut_lr": "the lr is cut",
-    "rollback": "it goes back to a checkpoint",
-    "none": "nothing is done",
-}
-
-
 def _adjusted(_event: StoredEvent, data: dict[str, Any]) -> Iterator[str]:
     changes = ", ".join(f"{key} {_value(change['from'])} -> {_value(change['to'])}" for key, change in data["changes"].items())
     told = f"not changed: {data['refused']}" if data["refused"] else changes
     yield _line(f"Step {data['step']}: group {data['group']}, {told} (by {data['by']})")
+
+
+def _rule(_event: StoredEvent, data: dict[str, Any]) -> Iterator[str]:
+    yield _line(f"Rule {data['rule']} : {data['message']}")
 
 
 def _value(value: Any) -> str:

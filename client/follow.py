@@ -76,7 +76,8 @@ class Follower:
         if data["state"] == "queued" and data.get("reason"):
             self._line(f"back in the queue: {data['reason']}", style="yellow")
         if data["state"] == "paused":
-            self._line("paused; it goes on when it is resumed", style="yellow")
+            why = f": {data['reason']}" if data.get("reason") else ""
+            self._line(f"paused{why}; it goes on when it is resumed", style="yellow")
 
     def _on_transfer(self, data: Json, _step: int) -> None:
         if self._transfer:

@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from core.errors import Fault, SpecError, did_you_mean, pointer_of
 from core.spec import faults_of
 
+RULES = "divergence"
+"""Who has asked for it: the rules of `training.divergence`. On the same losses they ask again."""
+
 _Positive = Annotated[float, Field(strict=True, ge=0)]
 _Beta = Annotated[float, Field(strict=True, ge=0, lt=1)]
 
@@ -49,13 +52,17 @@ class TimedPatch(GroupPatch):
 
 @dataclass(frozen=True)
 class Adjustment:
-    """Other values for one group, from a step on; `step` is None: as soon as may be. `by` says who asked for it."""
+    """Other values for one group, from a step on; `step` is None: as soon as may be. `by` says who asked for it.
+
+    With a `factor` lr is multiplied with it, in the rest of its schedule too; `changes` says what it is then.
+    """
 
     group: str
     changes: dict[str, Any]
     step: int | None = None
     by: str = "code"
     id: int | None = None
+    factor: float | None = None
 
 
 def patch_of(values: Mapping[str, Any]) -> TimedPatch:
@@ -85,12 +92,13 @@ def check(changes: Mapping[str, Any], hyperparameters: Mapping[str, Any], optimi
 class Adjustments:
     """What is asked of the groups of a job: from any thread, for the loop to do between its steps.
 
-    `done` are those that the job's log tells of, when it goes on from a checkpoint: each is done again at its step.
+    `done` are those that the job's log tells of, when it goes on from a checkpoint: each is done again at its step. At one step
+    they were done in the order in which they are given.
     """
 
     def __init__(self, done: Iterable[Adjustment] = ()) -> None:
         self._lock = threading.Lock()
-        self.done = sorted(done, key=_order)
+        self.done = sorted(done, key=lambda one: one.step or 0)
         self._waiting: list[Adjustment] = []
 
     def adjust(self, group: str, *, at_step: int | None = None, by: str = "code", **changes: Any) -> None:
@@ -103,10 +111,19 @@ class Adjustments:
             self._waiting.append(adjustment)
 
     def settled(self, step: int) -> list[Adjustment]:
-        """Those of the log that a checkpoint of `step` has behind it, in order. The later ones become due at their steps."""
+        """Those that a checkpoint of `step` has behind it, in order.
+
+        The later ones become due at their steps, but for those of the rules, which decide anew.
+        """
+        later = [one for one in self.done if (one.step or 0) > step]
+        self.done = self.done[: len(self.done) - len(later)]
         with self._lock:
-            self._waiting[:0] = [one for one in self.done if (one.step or 0) > step]
-        return [one for one in self.done if (one.step or 0) <= step]
+            self._waiting[:0] = [one for one in later if one.by != RULES]
+        return list(self.done)
+
+    def did(self, adjustment: Adjustment) -> None:
+        """It was done, after all those before, at its step."""
+        self.done.append(adjustment)
 
     @property
     def waits(self) -> bool:
@@ -127,7 +144,3 @@ class Adjustments:
             due = [one for one in self._waiting if one.step is None or one.step <= step]
             self._waiting = [one for one in self._waiting if one.step is not None and one.step > step]
         return [replace(one, step=step) for one in sorted(due, key=lambda one: one.id or 0)]
-
-
-def _order(one: Adjustment) -> tuple[int, int]:
-    return one.step or 0, one.id or 0

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from core import randomness
+from core.divergence import Watched
 from core.errors import DiskFullError, is_no_room
 from core.events import Figure
 from core.groups import load_optimizer_state, optimizer_state
@@ -134,7 +135,17 @@ def resume(
 
 
 def _progress(values: Mapping[str, Any]) -> Progress:
-    return Progress(**{**values, "history": tuple(values.get("history", ())), "tally": Tally(**values["tally"])})
+    history, tally, watched = tuple(values.get("history", ())), Tally(**values["tally"]), Watched.of(values.get("watched", {}))
+    return Progress(**{**values, "history": history, "tally": tally, "watched": watched})
+
+
+def told(place: Path) -> tuple[int, dict[str, Figure]] | None:
+    """The step and the figures of a checkpoint; None where they cannot be read."""
+    try:
+        card = json.loads((place / "model.json").read_bytes())
+        return card["step"], card["figures"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def clean(directory: Path) -> None:

@@ -33,16 +33,24 @@ class GroupControl:
     def __init__(
         self, model: nn.Module, optimizer: Optimizer, groups: Sequence[Group], adjustments: Adjustments | None = None
     ) -> None:
-        self.groups = list(groups)
+        self.groups = self._first = list(groups)
         self.adjustments = adjustments or Adjustments()
         self._model, self._optimizer = model, optimizer
         self._epoch = 0
         self._history: Sequence[Mapping[str, Figure]] = ()
 
     def settle(self, step: int) -> None:
-        """Bring the groups to where a checkpoint of `step` left them; what the optimizer remembers has been loaded already."""
+        """Bring the groups from where they began to where a checkpoint of `step` left them.
+
+        What the optimizer remembers has been loaded already.
+        """
         for one in self.adjustments.settled(step):
             self._do(one, one.step or 0)
+
+    def restart(self) -> None:
+        """Bring the groups to where they began."""
+        self.groups, self._epoch, self._history = self._first, 0, ()
+        regroup(self._optimizer, self.groups)
 
     def begin(self, epoch: int, history: Sequence[Mapping[str, Figure]] = ()) -> None:
         """An epoch begins, or goes on: freeze and thaw, and tell the schedules the validation figures of those before."""
@@ -52,11 +60,25 @@ class GroupControl:
 
     def due(self, step: int) -> list[AdjustedData]:
         """Do what is due once `step` steps are completed; what was done. What cannot be done changes nothing, and says why."""
-        return [self._do(one, step) for one in self.adjustments.due(step)]
+        return [self._tell(one, step) for one in self.adjustments.due(step)]
+
+    def scale(self, factor: float, step: int, by: str) -> list[AdjustedData]:
+        """Multiply the lr of every group once `step` steps are completed, and what its schedule has from there on."""
+        names = [group.name for group in self.groups]
+        return [self._tell(Adjustment(name, {}, step, by, factor=factor), step) for name in names]
+
+    def _tell(self, one: Adjustment, step: int) -> AdjustedData:
+        told = self._do(one, step)
+        if not told.refused:
+            self.adjustments.did(replace(one, changes={key: change.to for key, change in told.changes.items()}))
+        return told
 
     def _do(self, one: Adjustment, step: int) -> AdjustedData:
-        told = AdjustedData(id=one.id, group=one.group, step=step, by=one.by, changes={})
+        told = AdjustedData(id=one.id, group=one.group, step=step, by=one.by, changes={}, factor=one.factor)
         chosen = [group for group in self.groups if one.group in (group.name, group.of)]
+        if one.factor is not None and chosen:  # each part of a group has its own lr to multiply
+            chosen = [group for group in chosen if group.name == one.group]
+            one = replace(one, changes=one.changes or {"lr": one.factor * self._value(chosen[0], "lr", step)})
         reason = self._misfit(one, chosen)
         after = self.groups if reason else _after(self.groups, chosen, one, step)
         reason = reason or self._halt(after)
@@ -102,15 +124,17 @@ class GroupControl:
 
 def _after(groups: Sequence[Group], chosen: Sequence[Group], one: Adjustment, step: int) -> list[Group]:
     """All groups, with the chosen ones changed from that step on."""
-    names = {group.name for group in chosen}
     values = {key: value for key, value in one.changes.items() if key != "freeze"}
-    return [_moved(group, one.changes, step) if group.name in names else group for group in adjusted(groups, one.group, values)]
+    moved = {group.name: _moved(group, one, step) for group in adjusted(chosen, one.group, values)}
+    return [moved.get(group.name, group) for group in groups]
 
 
-def _moved(group: Group, changes: Mapping[str, Any], step: int) -> Group:
+def _moved(group: Group, one: Adjustment, step: int) -> Group:
     """The group with its schedule going on from the new values, and frozen or not; its hyper-parameters are the new ones."""
-    curve = group.curve
-    if curve is not None and "lr" in changes:
+    curve, changes = group.curve, one.changes
+    if curve is not None and one.factor is not None:
+        curve = curve.scaled(step, one.factor)
+    elif curve is not None and "lr" in changes:
         curve = curve.rebased(step, changes["lr"])
     momentum = changes["betas"][0] if "betas" in changes else changes.get("momentum")
     if curve is not None and momentum is not None and curve.momentum(step) is not None:

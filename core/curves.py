@@ -38,20 +38,23 @@ class Curve:
     """Steps of an epoch."""
     past: tuple[float, ...] = ()
     """For ReduceLROnPlateau: the validation figures of the job's epochs so far. It hears those from the end of the warmup on."""
-    changes: tuple[tuple[int, float], ...] = ()
-    """Values set while the job runs, as (step, lr), ascending."""
+    changes: tuple[tuple[int, float, bool], ...] = ()
+    """What was set while the job runs, ascending: (step, lr, False), or (step, factor, True) where lr was multiplied."""
     held: tuple[tuple[int, float], ...] = ()
-    """The same of momentum, or of the first of betas."""
+    """Of momentum, or of the first of betas, as (step, value)."""
 
     def lr(self, step: int) -> float:
         """At the optimizer's step of that number."""
         if not self.changes:
             return self._planned(step)
-        since, value = _last(self.changes, step)
+        since, value, factor = 0, None, 1.0
+        for at, number, multiplies in self.changes:
+            if at <= step:
+                since, value, factor = (since, value, factor * number) if multiplies else (at, number, 1.0)
         if value is None:
-            return self._planned(step)
+            return factor * self._planned(step)
         highest = max(self._planned(at) for at in (since, step, *self._tops(since, step)))
-        return value * (self._planned(step) / highest) if highest else value
+        return factor * (value * (self._planned(step) / highest) if highest else value)
 
     def momentum(self, step: int) -> float | None:
         """At that step; None where the schedule leaves it alone."""
@@ -65,7 +68,11 @@ class Curve:
         What falls keeps its shape, floors such as `eta_min` included. What would rise stays at the new value until it falls: the
         rest of a warmup or of OneCycleLR's first phase; a restart goes back to the new value. Earlier steps are as they were.
         """
-        return replace(self, changes=(*(each for each in self.changes if each[0] < step), (step, lr)))
+        return replace(self, changes=(*(each for each in self.changes if each[0] < step), (step, lr, False)))
+
+    def scaled(self, step: int, factor: float) -> Curve:
+        """The same curve, but multiplied from `step` on: a warmup still rises, to a lower top."""
+        return replace(self, changes=(*(each for each in self.changes if each[0] <= step), (step, factor, True)))
 
     def holding(self, step: int, momentum: float) -> Curve:
         """The same curve, but from `step` on with that momentum: a cycle of it ends there."""

@@ -57,7 +57,14 @@ class TransferError(TrainingError):
     hint = "Ask POST /plans for the transfer report of this spec."
 
 
-class NonFiniteLossError(TrainingError):
+class DivergedError(TrainingError):
+    """A loss that ran away."""
+
+    kind = "diverged"
+    hint = "Lower the lr (ten times is a good first step), or warm it up for longer; training.divergence can go back and cut it."
+
+
+class NonFiniteLossError(DivergedError):
     """A loss that is NaN or infinite."""
 
     kind = "non_finite_loss"

@@ -19,7 +19,9 @@ from core.spec.values import Task
 Figure = float | Literal["nan", "inf", "-inf"]
 """A number that JSON can carry: what is not finite goes as text."""
 
-FailureKind = Literal["data", "transfer", "out_of_memory", "non_finite_loss", "disk_full", "worker_lost", "timeout", "crashed"]
+FailureKind = Literal[
+    "data", "transfer", "out_of_memory", "non_finite_loss", "diverged", "disk_full", "worker_lost", "timeout", "crashed"
+]  # fmt: skip
 JobState = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 
 
@@ -297,18 +299,21 @@ class AdjustedData(Data):
     step: int = Field(description="The optimizer's step of this number, from 0, is the first with the new values.")
     changes: dict[str, Change] = Field(description="`lr`, `momentum`, `betas`, `weight_decay`, `freeze`: from what to what.")
     by: str
+    factor: float | None = Field(
+        default=None, description="Of a rule's cut: what lr is multiplied with at this step, and in the rest of its schedule."
+    )
     refused: str | None = Field(default=None, description="Why it could not be done; nothing has changed then.")
 
 
 class RuleData(Data):
-    """A rule of the spec took effect."""
+    """A rule of the spec has fired, and done what it says."""
 
     kind = "rule"
     rule: Literal["early_stopping", "nan", "inf", "spike"]
     action: Literal["stop", "pause", "cut_lr", "rollback", "none"]
-    step: int
-    value: Figure | None = Field(description="What was seen.")
-    limit: Figure | None = Field(description="What it was held against.")
+    step: int = Field(description="That of the loss, or the figure, at which it fired.")
+    value: Figure | None = Field(default=None, description="That loss, or figure.")
+    limit: Figure | None = Field(default=None, description="What it was measured by.")
     message: str
 
 
@@ -433,6 +438,38 @@ def _before(row: Row, step: int) -> Row | None:
     if row.kind in _VOIDED:
         return row if row.step <= step else None
     return row
+
+
+class Firing(NamedTuple):
+    """A rule of `training.divergence` that has acted."""
+
+    at: int
+    """How many steps were completed where training went on: those after it have felt it."""
+    step: int
+    """That of the loss at which it fired."""
+    nth: int
+    """Of those that have acted in this job, from 1."""
+
+
+_ACTS = frozenset({"pause", "cut_lr", "rollback"})
+
+
+def firings(rows: Iterable[Row]) -> list[Firing]:
+    """Those that hold, from the `rule` and `rewound` events of a log in `seq` order.
+
+    A `rewound` makes those beyond its step void: on the same losses they fire again. But one that went back itself stands behind
+    its own `rewound`, and counts those that it made void: they have acted.
+    """
+    held: list[Firing] = []
+    before = 0
+    for row in rows:
+        if row.kind == RewoundData.kind:
+            before = held[-1].nth if held else 0
+            held = [one for one in held if one.at <= row.data["to_step"]]
+        elif row.data["action"] in _ACTS:
+            last = before if row.data["action"] != "cut_lr" else held[-1].nth if held else 0
+            held.append(Firing(row.step, row.data["step"], last + 1))
+    return held
 
 
 def retained(checkpoints: Sequence[dict[str, Any]], keep_last: int, keep_best: int, metric: str | None) -> list[int]:

@@ -73,6 +73,10 @@ class Backbone:
         """The groups were frozen or thawed by hand: from here on the model is run whole."""
         self._forgotten = True
 
+    def recall(self) -> None:
+        """The job stands at a checkpoint again, as a new one would: whether it holds is seen anew."""
+        self._forgotten = False
+
     @torch.no_grad()
     def of(self, loader: Loader) -> list[Tensor]:
         """The features of a whole split, in the order of its samples: tensors [N, …] on the device."""

@@ -5,7 +5,6 @@ To stop is to close the generator.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,23 +16,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from core import checkpoints, randomness
-from core.adjustments import Adjustment, Adjustments
+from core.adjustments import Adjustments
 from core.control import GroupControl
-from core.errors import NonFiniteLossError
+from core.divergence import Watch
+from core.errors import DivergedError
 from core.evaluation import evaluate
-from core.events import (
-    AdjustedData,
-    CheckpointData,
-    Data,
-    EpochData,
-    Figure,
-    Iteration,
-    LogData,
-    RewoundData,
-    RuleData,
-    best,
-    figure,
-)  # fmt: skip
+from core.events import AdjustedData, CheckpointData, Data, EpochData, Figure, Firing, Iteration, LogData, RuleData, best, figure
 from core.groups import learning_rates
 from core.left_out import Listing, agree
 from core.outputs import LossFunction
@@ -43,6 +31,7 @@ from core.progress import Pace, Progress, Tally
 from core.ranks import Batches, Ranks
 from core.readback import Readback
 from core.recipe import Recipe
+from core.recovery import Recovery
 from core.schedules import set_rates
 from core.spec import JobSpec
 from core.stopping import stopped
@@ -59,12 +48,12 @@ class _Step(NamedTuple):
 def train_fn(
     epoch: int, loader: Batches, model: nn.Module, optimizer: Optimizer, loss_fn: LossFunction, *, step: int = 0,
     losses: Losses | None = None, pause: Callable[[int], bool] = lambda _: False, ranks: Ranks = _ALONE,
-    adjust: Callable[[int], Sequence[AdjustedData]] = lambda _: (), recipe: Recipe | None = None,
-) -> Generator[Iteration | Tally | AdjustedData, None, float]:  # fmt: skip
+    adjust: Callable[[int], Sequence[AdjustedData | RuleData]] = lambda _: (), recipe: Recipe | None = None,
+) -> Generator[Iteration | Tally | AdjustedData | RuleData, None, float]:  # fmt: skip
     """One epoch. Yields each iteration, in order, none left out; returns the mean of the losses, weighted by samples.
 
     `step` is how many optimizer steps the job has behind it. Raises NonFiniteLossError at a loss that is NaN or infinite, once
-    it, and what was on its way behind it, has been yielded.
+    it, and what was on its way behind it, has been yielded; DivergedError where other rules that `losses` watches say so.
 
     With `losses` of its first batches the epoch goes on after them. Where `pause` is true of the number of completed steps, a
     Tally is yielded: every loss up to there has been, all were finite, and model, optimizer and generators stand right there.
@@ -101,29 +90,36 @@ def train_fn(
 
 
 class Losses:
-    """The losses of an epoch as they come off the device: summed in float64, and watched. `tally`: those of its first batches."""
+    """The losses of an epoch as they come off the device: summed in float64, and watched. `tally`: those of its first batches.
 
-    def __init__(self, epoch: int, tally: Tally = Tally()) -> None:  # noqa: B008 - it is frozen
+    By default `watch` looks for those that are not finite.
+    """
+
+    def __init__(self, epoch: int, tally: Tally = Tally(), watch: Watch | None = None) -> None:  # noqa: B008 - it is frozen
         self.epoch = epoch
         self.tally = tally
-        self.broken: Iteration | None = None
+        self._watch = watch or Watch()
 
     def take(self, step: _Step, loss: float) -> Iteration:
         """The next one."""
         iteration = Iteration(step=step.step, epoch=self.epoch, loss=loss, samples=step.samples, lr=step.lr)
         self.tally = self.tally.plus(loss, step.samples)
-        if self.broken is None and not math.isfinite(loss):
-            self.broken = iteration
+        self._watch.hear(iteration)
         return iteration
 
     def each(self, read: Iterable[tuple[_Step, float]]) -> Iterator[Iteration]:
         """Those that were just read, in order."""
         return (self.take(step, loss) for step, loss in read)
 
+    @property
+    def broken(self) -> bool:
+        """Whether training ends here."""
+        return self._watch.trouble is not None
+
     def mean(self) -> float:
-        """Weighted by samples. Raises NonFiniteLossError."""
-        if self.broken is not None:
-            raise NonFiniteLossError(f"the loss became {self.broken.loss} at step {self.broken.step}, in epoch {self.epoch + 1}")
+        """Weighted by samples. Raises DivergedError, NonFiniteLossError."""
+        if self._watch.trouble is not None:
+            raise self._watch.trouble.error()
         return self.tally.mean_loss
 
 
@@ -131,7 +127,7 @@ def fit(
     spec: JobSpec, places: Places, directory: Path, *, device: torch.device | str = "cpu", ranks: Ranks = _ALONE,
     resume: Sequence[Path] | None = None, publish: Callable[[], None] = lambda: None,
     halts: Callable[[], bool] = lambda: False, clock: Callable[[], float] = time.monotonic,
-    adjustments: Adjustments | None = None,
+    adjustments: Adjustments | None = None, fired: Iterable[Firing] = (),
 ) -> Generator[Iteration | tuple[int, Data], None, None]:  # fmt: skip
     """A whole job: yields each Iteration, and `(step, data)` for every other event.
 
@@ -148,6 +144,10 @@ def fit(
     `adjustments` may be asked for at any time, from any thread: the parameter groups change between two steps, and an
     AdjustedData says from what to what. A job that goes on is given those that it has done, and does them again at their steps.
 
+    Where a rule of `training.divergence` acts, a RuleData says so, after a RewoundData where it goes back and an AdjustedData for
+    each group whose lr it cuts. `fired` tells a job that goes on which have acted (`core.events.firings`). Raises HaltedError
+    where one asks for a person, and DivergedError where one gives up.
+
     Of several `ranks` (`core.ranks.join`) each runs this, with the same arguments but for its device. All yield the same; rank 0
     writes the checkpoints, asks its `halts` and its `clock`, hears what is asked while it trains, and calls `publish`. Where
     `halts` becomes true the checkpoint is a few steps later, the same one on all; so it is with an adjustment.
@@ -158,31 +158,28 @@ def fit(
         job = prepare(spec, places, torch.device(device), ranks)
         yield 0, job.transfer
         yield 0, job.groups
-        progress = Progress()
-        if resume is not None:
-            progress, damaged = checkpoints.resume(resume, job.model, job.optimizer, job.recipe, ranks.rank)
-            if (step := ranks.first(lambda: progress.step)) != progress.step:
-                raise checkpoints.CheckpointError(f"rank {ranks.rank} cannot read the checkpoint of step {step}, as rank 0 did")
-            yield progress.step, RewoundData(to_step=progress.step)
-            for error in damaged:
-                yield progress.step, LogData(level="warning", message=f"passed over a checkpoint: {error}")
         asked = adjustments or Adjustments()
         control = GroupControl(job.model, job.optimizer, job.grouped, asked if ranks.size == 1 else Adjustments(asked.done))
-        control.settle(progress.step)
-        _thawed(job.recipe, [one for one in asked.done if (one.step or 0) <= progress.step])
-        keeper = _Keeper(job, control, asked, directory, Pace(spec.checkpoint.every, clock), publish, halts)
-        keeper.share()
+        recovery = Recovery(job, control, directory, fired)
+        keeper = _Keeper(job, control, recovery, asked, directory, Pace(spec.checkpoint.every, clock), publish, halts)
         listing = Listing({"training": job.train, "validation": job.validation})
         try:
+            progress = yield from recovery.begin(resume)
+            keeper.share()
             yield from _warnings(progress.step, listing.new())
             while not keeper.over(progress):
                 epoch = progress.epoch
-                progress = yield from _epoch(keeper, progress)
+                try:
+                    progress = yield from _epoch(keeper, progress)
+                except DivergedError as error:
+                    progress = yield from recovery.recover(error)
+                    continue
                 if spec.dataset.corrupt == "skip":
                     agree(job.train, ranks)
                     agree(job.validation, ranks)
                     yield from _warnings(progress.step, (*listing.new(), *listing.total(epoch)))
         finally:
+            recovery.close()
             job.train.close()
             job.validation.close()
 
@@ -197,6 +194,7 @@ class _Keeper:
 
     job: Prepared
     control: GroupControl
+    recovery: Recovery
     asked: Adjustments
     """What rank 0 hears; of several ranks it is not `control`'s own, and `share` brings it to all of them."""
     directory: Path
@@ -250,13 +248,8 @@ class _Keeper:
                 lambda: checkpoints.save(self.directory, self.job, done, figures, self.publish, generators=generators)
             )
         self.pace.written()
+        self.recovery.wrote(done.step, figures)
         return done, CheckpointData(step=done.step, epoch=done.last_epoch, figures=figures, best=leads, **saved._asdict())
-
-
-def _thawed(recipe: Recipe, changed: Iterable[AdjustedData | Adjustment]) -> None:
-    """Groups that a person freezes or thaws end what was foreseen of the frozen part, in a job that goes on as in the first."""
-    if recipe.backbone and any("freeze" in one.changes for one in changed):
-        recipe.backbone.forget()
 
 
 def _epoch(keeper: _Keeper, progress: Progress) -> Generator[Iteration | tuple[int, Data], None, Progress]:
@@ -264,27 +257,27 @@ def _epoch(keeper: _Keeper, progress: Progress) -> Generator[Iteration | tuple[i
     job, epoch = keeper.job, progress.epoch
     begin = progress.step - progress.tally.steps
     end = begin + job.steps_per_epoch
-    losses = Losses(epoch, progress.tally)
+    watch = keeper.recovery.watch
+    losses = Losses(epoch, progress.tally, watch)
     keeper.control.begin(epoch, progress.history)
     start = time.perf_counter() - progress.seconds
     for event in train_fn(
         epoch, job.train, job.model, job.optimizer, job.loss, step=progress.step, losses=losses,
-        pause=lambda step: step < end and keeper.due(step, epoch_ends=False), ranks=job.ranks, adjust=keeper.control.due,
+        pause=lambda step: step < end and keeper.due(step, epoch_ends=False), ranks=job.ranks, adjust=keeper.recovery.adjust,
         recipe=job.recipe,
     ):  # fmt: skip
         if isinstance(event, Iteration):
             yield event
             continue
-        if isinstance(event, AdjustedData):
-            _thawed(job.recipe, [event])
-            yield event.step, event
+        if isinstance(event, AdjustedData | RuleData):
+            yield begin + losses.tally.steps, event
             continue
         seconds = time.perf_counter() - start
-        progress = replace(progress, step=begin + event.steps, tally=event, seconds=seconds)
+        progress = replace(progress, step=begin + event.steps, tally=event, seconds=seconds, watched=watch.state)
         progress, written = keeper.save(progress, {"mean_loss": figure(event.mean_loss)})
         yield progress.step, written
         start = time.perf_counter() - seconds
-    done = replace(progress, step=end, epoch=epoch + 1, tally=Tally(), seconds=0.0)
+    done = replace(progress, step=end, epoch=epoch + 1, tally=Tally(), seconds=0.0, watched=watch.state)
     return (yield from _validate(keeper, done, figure(losses.mean()), time.perf_counter() - start))
 
 

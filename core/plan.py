@@ -438,6 +438,11 @@ def _warnings(spec: JobSpec, transfer: TransferData | None, groups: list[Group],
             yield f"group '{name}' is frozen: its {', '.join(given)} has no effect"
         if group.until_epoch is not None and group.until_epoch >= spec.training.epochs:
             yield f"group '{name}' is frozen for {group.until_epoch} of {spec.training.epochs} epochs: it never trains"
+    if spec.training.divergence.rolls_back and spec.checkpoint.keep_last == 1:
+        yield (
+            "a rollback goes to a checkpoint from before the trouble, and one alone is kept: where that is too late, the job "
+            "begins anew; set checkpoint.keep_last to 2"
+        )
     if batches < spec.training.accumulate:
         yield f"an epoch has {batches} batches, fewer than the {spec.training.accumulate} of a step: each epoch is one step"
     stopping = spec.training.early_stopping

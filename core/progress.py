@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from core.divergence import Watched
 from core.events import Figure
 from core.spec import EveryMinutes, EverySteps
 
@@ -35,7 +36,8 @@ class Tally:
 class Progress:
     """How far a job is: optimizer steps and epochs completed, the figures of its best checkpoint, and of each epoch's validation.
 
-    `tally` is of the epoch that has begun, and `seconds` the time that it took so far; both are nothing between epochs.
+    `tally` is of the epoch that has begun, and `seconds` the time that it took so far; both are nothing between epochs. `watched`
+    is what the rules of `training.divergence` remember.
     """
 
     step: int = 0
@@ -44,6 +46,7 @@ class Progress:
     history: tuple[dict[str, Figure], ...] = ()
     tally: Tally = Tally()
     seconds: float = 0.0
+    watched: Watched = field(default_factory=Watched)
 
     @property
     def last_epoch(self) -> int:

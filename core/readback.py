@@ -16,13 +16,21 @@ from torch import Tensor
 Tag = TypeVar("Tag")
 
 
+_LAGS = {"cuda": 2}
+
+
+def lag_of(device: torch.device) -> int:
+    """How many steps later a loss is read there."""
+    return _LAGS.get(device.type, 0)
+
+
 class Readback(Generic[Tag]):
     """Scalars on their way to the host, in order. On the CPU each comes back at once; the interface is the same."""
 
     def __init__(self, device: torch.device, lag: int | None = None) -> None:
         """`lag`: how many later scalars are pushed before one is read; by default 2 on a GPU and 0 on the CPU."""
         on_gpu = device.type == "cuda"
-        self._lag = (2 if on_gpu else 0) if lag is None else lag
+        self._lag = lag_of(device) if lag is None else lag
         slots = self._lag + 1
         self._host = torch.empty(slots, dtype=torch.float32, pin_memory=on_gpu)
         # Blocking events: the waiting thread sleeps, and leaves its core to the processes that decode.

@@ -13,7 +13,7 @@ import orjson
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from core.adjustments import Adjustment
+from core.adjustments import RULES, Adjustment
 from core.events import AdjustedData, GroupsData
 from store.clock import now
 from store.commands import Pending, unfinished
@@ -67,23 +67,36 @@ def of(command: Pending) -> Adjustment:
 
 
 def done(session: Session, job_id: int) -> list[Adjustment]:
-    """Those that the log tells of, each once, void ones too; by step, and for one step in the order of their ids.
+    """Those that people have asked for and that the log tells of, each once, void ones too; in order.
 
     Those that were refused are not among them: they have changed nothing.
     """
+    return [one for one in history(session, job_id) if one.by != RULES]
+
+
+def history(session: Session, job_id: int) -> list[Adjustment]:
+    """What an attempt has to do again: as `done`, and the cuts that rules have made, but for void ones: they are decided anew.
+
+    By step, and for one step in the order in which they were done.
+    """
+    valid = [_told(row.data) for row in folded(session, job_id, {AdjustedData.kind}) if not row.data["refused"]]
+    return sorted([*valid, *_void(session, job_id)], key=lambda one: one.step or 0)
+
+
+def _void(session: Session, job_id: int) -> list[Adjustment]:
+    """What people have asked for, was done, and is void, oldest first: it is done again at its step."""
+    valid = {row.data["id"] for row in folded(session, job_id, {AdjustedData.kind})}
     kind = EventRecord.job_id == job_id, EventRecord.kind == AdjustedData.kind
     told = map(orjson.loads, session.scalars(select(EventRecord.data).where(*kind)))
-    found = {data["id"]: _told(data) for data in told if not data["refused"]}
-    return sorted(found.values(), key=lambda one: (one.step or 0, one.id or 0))
+    found = {data["id"]: _told(data) for data in told if not data["refused"] and data["id"] is not None}
+    return sorted((one for one in found.values() if one.id not in valid), key=lambda one: one.id or 0)
 
 
 def pending(session: Session, job: Job) -> list[Adjustment]:
     """What is to come: those that are asked for, and those that a rewind made void and that are done again at their steps."""
     if job.ended_at is not None:
         return []
-    valid = {row.data["id"] for row in folded(session, job.id, {AdjustedData.kind})}
-    again = [one for one in done(session, job.id) if one.id not in valid]
-    return sorted([*again, *asked(session, job.id)], key=lambda one: one.id or 0)
+    return sorted([*_void(session, job.id), *asked(session, job.id)], key=lambda one: one.id or 0)
 
 
 def table(session: Session, job_id: int) -> dict[str, Any] | None:
@@ -102,4 +115,4 @@ def _of(number: int, by: str, payload: dict[str, Any]) -> Adjustment:
 
 def _told(data: dict[str, Any]) -> Adjustment:
     changes = {key: change["to"] for key, change in data["changes"].items()}
-    return Adjustment(data["group"], changes, data["step"], data["by"], data["id"])
+    return Adjustment(data["group"], changes, data["step"], data["by"], data["id"], data.get("factor"))

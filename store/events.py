@@ -11,7 +11,18 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session
 
 from core import events as schema
-from core.events import AdjustedData, CheckpointData, EndData, EvaluationData, IterationsData, RewoundData, Row, StateData
+from core.events import (
+    AdjustedData,
+    CheckpointData,
+    EndData,
+    EvaluationData,
+    Firing,
+    IterationsData,
+    RewoundData,
+    Row,
+    RuleData,
+    StateData,
+)
 from store import pins
 from store.clock import iso, moment
 from store.errors import NotFound
@@ -30,6 +41,7 @@ __all__ = [
     "buckets",
     "checkpoints",
     "evaluation",
+    "firings",
     "folded",
     "last_seq",
     "latest",
@@ -88,7 +100,7 @@ def append(session: Session, lease: Lease, events: Sequence[NewEvent]) -> int:
         raise lost(lease)
     seq, at = row
     record(session, lease.job_id, attempt=lease.attempt, last_seq=seq, at=at, events=events)
-    if obeyed := [event.data["id"] for event in events if event.kind == AdjustedData.kind]:
+    if obeyed := [event.data["id"] for event in events if event.kind == AdjustedData.kind and event.data["id"] is not None]:
         waiting = Command.job_id == lease.job_id, Command.id.in_(obeyed), Command.done_at.is_(None)
         session.execute(update(Command).where(*waiting).values(done_at=at), execution_options={"synchronize_session": False})
     return seq
@@ -189,6 +201,11 @@ def losses(session: Session, job_id: int) -> Losses:
     return Losses.of((kind, data) for kind, data in session.execute(statement.order_by(EventRecord.seq)))
 
 
+def firings(session: Session, job_id: int) -> list[Firing]:
+    """The rules that have acted, as the log has them now."""
+    return schema.firings(_rows(session, job_id, {RuleData.kind, RewoundData.kind}))
+
+
 def checkpoints(session: Session, job_id: int) -> list[dict[str, Any]]:
     """The checkpoints that are kept, oldest first: each event's data, with `best` true for the best one of now.
 
@@ -200,10 +217,19 @@ def checkpoints(session: Session, job_id: int) -> list[dict[str, Any]]:
     if spec is None:
         raise NotFound(f"there is no job {job_id}")
     rule = spec["checkpoint"]
-    written = [row.data for row in folded(session, job_id, {CheckpointData.kind})]
-    kept = schema.retained(written, rule["keep_last"], rule["keep_best"], rule["metric"])
-    kept += pins.steps(session, job_id)
-    best = schema.best(written, rule["metric"])
+    pinned = pins.steps(session, job_id)
+
+    def keep(written: list[dict[str, Any]]) -> list[int]:
+        return schema.retained(written, rule["keep_last"], rule["keep_best"], rule["metric"]) + pinned
+
+    written: list[dict[str, Any]] = []
+    for row in _rows(session, job_id, {CheckpointData.kind, RewoundData.kind}):
+        if row.kind == CheckpointData.kind:
+            written.append(row.data)
+        else:  # what the rule has let go is gone, though it were the last now
+            kept = keep(written)
+            written = [data for data in written if data["step"] in kept and data["step"] <= row.data["to_step"]]
+    kept, best = keep(written), schema.best(written, rule["metric"])
     return [{**data, "best": data is best} for data in written if data["step"] in kept]
 
 

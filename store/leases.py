@@ -17,7 +17,7 @@ from store.order import ORDER, before
 from store.states import FinalState
 from store.tables import Job, Worker
 
-__all__ = ["Capacity", "Claim", "Lease", "claim", "finish", "give_back", "reap", "release", "renew"]
+__all__ = ["Capacity", "Claim", "Lease", "claim", "finish", "give_back", "pause", "reap", "release", "renew"]
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,14 @@ def give_back(session: Session, lease: Lease, *, reason: str, failure: Failure |
     return _return(session, job, by=lease.owner, reason=reason, failure=failure, counted=counted)
 
 
+def pause(session: Session, lease: Lease, *, reason: str) -> JobState:
+    """Pause the job, as its own rules want; a cancel that was asked for goes before. The new state is returned.
+
+    Raises LeaseLost.
+    """
+    return _return(session, hold(session, lease), by=lease.owner, reason=reason, failure=None, counted=False, to="paused")
+
+
 def reap(session: Session) -> list[int]:
     """Take back the jobs whose lease ran out; their ids. Any number of reapers may run at once."""
     return _take(session, Job.lease_until < moment(session), by="reaper")
@@ -156,15 +164,17 @@ def _take(session: Session, which: ColumnElement[bool], by: str) -> list[int]:
     return [job.id for job in jobs]
 
 
-def _return(session: Session, job: Job, *, by: str, reason: str, failure: Failure | None, counted: bool) -> JobState:
+def _return(
+    session: Session, job: Job, *, by: str, reason: str, failure: Failure | None, counted: bool, to: JobState = "queued"
+) -> JobState:  # fmt: skip
     """`job` is locked by this transaction."""
-    state: JobState = "queued"
+    state = to
     failures = job.failures + counted
     if job.requested == "cancel":
         state, reason, failure = "cancelled", "cancelled on request", None
     elif counted and failures >= job.max_attempts:
         state = "failed"
-    elif job.requested == "pause":
+    elif job.requested == "pause" and to != "paused":
         state, reason = "paused", "paused on request"
     same = and_(Job.id == job.id, Job.attempt == job.attempt)
     if (

@@ -44,6 +44,8 @@ def conclude(session: Session, lease: Lease, spec: Mapping[str, Any], ending: En
     if said == "done":
         leases.finish(session, lease, "succeeded", None)
         return "succeeded"
+    if ending.word is not None and "reason" in ending.word and ending.asked not in ("cancel", "timeout"):
+        return leases.pause(session, lease, reason=ending.word["reason"])
     if ending.asked is not None:
         return _obey(session, lease, spec, ending.asked)
     if ending.stopping:

@@ -13,7 +13,7 @@ from core.events import CheckpointData, Failure, IterationsData, LogData
 from sandbox import ChannelError, Child, ExitStatus
 from sandbox.lines import Lines
 from worker.journal import Journal, MalformedEventError
-from worker.link import LOST
+from worker.link import LOST, SEVERAL
 
 LAST_WORDS = frozenset({"done", "failed", "cancelled", "paused", LOST})
 
@@ -122,6 +122,10 @@ class Intake:
             raise MalformedEventError(f"rank {rank.number} sent a '{kind}' event; events are rank 0's to tell")
 
     def _add(self, message: Any, kind: str | None) -> None:
+        if kind == SEVERAL and isinstance(message.get("events"), list):
+            for one in message["events"]:  # before anything is committed
+                self._take(self._ranks[0], one)
+            return
         if kind == CheckpointData.kind:
             with suppress(KeyError, TypeError, ValueError):  # the journal says what is wrong with it
                 message["data"]["path"] = f"{self._folder}/{int(message['step'])}"

@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
-from core.adjustments import Adjustment, Adjustments
-from core.events import Data, Iteration, LogData, chunk
+from core.adjustments import RULES, Adjustment, Adjustments
+from core.events import AdjustedData, Data, Iteration, LogData, chunk
 from sandbox.channel import Channel
 
 Level = Literal["info", "warning", "error"]
 
+SEVERAL = "several"
+"""A message of several events, which are committed together."""
 LOST = "lost"
 """The last word of a rank that only knows that another one is gone."""
 
@@ -52,6 +54,7 @@ class Link:
         """What the supervisor has said to change in the parameter groups."""
         self._lock = threading.RLock()
         self._gathered: list[Iteration] = []
+        self._held: list[dict[str, Any]] = []
         self._step = 0
         self._sent_any = False
         self._permit = permit
@@ -72,11 +75,15 @@ class Link:
                 self._flush()
 
     def event(self, step: int, data: Data) -> None:
-        """Send an event, after every loss before it."""
+        """Send an event, after every loss before it. The cuts of a rule go with the rule's own event, or not at all."""
         with self._lock:
             self._flush()
             self._step = step
-            self._send(step, data)
+            self._held.append(_message(step, data))
+            if isinstance(data, AdjustedData) and data.by == RULES:
+                return
+            held, self._held = self._held, []
+            self._channel.send(held[0] if len(held) == 1 else {"kind": SEVERAL, "events": held})
 
     def line(self, level: Level, message: str) -> None:
         """Send what was printed, at once: the process may be about to die of it."""
@@ -110,7 +117,7 @@ class Link:
             self._heard.clear()
 
     def _send(self, step: int, data: Data) -> None:
-        self._channel.send({"step": step, "kind": data.kind, "data": data.model_dump(mode="json")})
+        self._channel.send(_message(step, data))
 
     def _flush(self) -> None:
         """Send the gathered losses, an event for each run of one epoch."""
@@ -146,6 +153,10 @@ class Link:
         elif message["kind"] == "adjust":
             self.adjustments.ask(Adjustment(**message["adjustment"]))
         self._heard.set()
+
+
+def _message(step: int, data: Data) -> dict[str, Any]:
+    return {"step": step, "kind": data.kind, "data": data.model_dump(mode="json")}
 
 
 def sendable(text: str) -> str:

@@ -16,8 +16,8 @@ from store.database import Database
 def prune(folder: Path, keep: Collection[Path], *, attempt: int, committed: int | None) -> list[Path]:
     """Delete below a job's `folder` (`ATTEMPT/STEP`) what is not in `keep`; the paths that went.
 
-    Earlier attempts are over: whatever they left goes. Of `attempt` itself only the steps up to `committed` go, the newest step
-    in the log (a later one may be on its way into it), or with None, when it is over, everything. A later attempt is not ours.
+    Earlier attempts are over: whatever they left goes. Of `attempt` itself only the steps up to `committed` go, the newest that
+    the log keeps (a later one may be on its way into it), or with None, when it is over, everything. A later attempt is not ours.
     """
     gone = []
     for run in _folders(folder):

@@ -19,7 +19,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from core.adjustments import Adjustment
-from core.events import CheckpointData, JobState
+from core.events import CheckpointData, Firing, JobState
 from sandbox import Child, ExitStatus, Limits, Sandbox
 from store import adjustments, commands, events, leases
 from store.database import Database
@@ -130,7 +130,7 @@ class Supervisor:
         return ExitStatus(0) if self._asked is not None or fetch.failure is not None else None
 
     def _spawn(self, kept: list[Path]) -> Crew:
-        done, asked = self._persistence.read(self._adjustments)
+        done, asked, fired = self._persistence.read(self._history)
         self._told = {one.id for one in asked}
         message: dict[str, Any] = {
             "kind": "start",
@@ -142,6 +142,7 @@ class Supervisor:
             "resume": None if self._lease.attempt == 1 else [str(path) for path in reversed(kept)],
             "adjusted": [asdict(one) for one in done],
             "adjust": [asdict(one) for one in asked],
+            "fired": [list(one) for one in fired],
             "permit": self._permit(self._held_at),
         }
         while not self._sandbox.wait_ready(self._settings.renew_seconds):  # its forkserver died, and another one warms up
@@ -161,9 +162,10 @@ class Supervisor:
     def _places(self) -> dict[str, object]:
         return {**self._settings.places(), "pinned": self._pinned}
 
-    def _adjustments(self, session: Session) -> tuple[list[Adjustment], list[Adjustment]]:
-        """Those that earlier attempts have done, and those that are to be done."""
-        return adjustments.done(session, self._lease.job_id), adjustments.asked(session, self._lease.job_id)
+    def _history(self, session: Session) -> tuple[list[Adjustment], list[Adjustment], list[Firing]]:
+        """The adjustments that earlier attempts have done, those that are to be done, and the rules that have acted."""
+        job = self._lease.job_id
+        return adjustments.history(session, job), adjustments.asked(session, job), events.firings(session, job)
 
     def _kept(self, session: Session) -> list[Path]:
         """The directories of the checkpoints that the log keeps, oldest first."""
@@ -256,11 +258,11 @@ class Supervisor:
     def _commit(self) -> None:
         batch = self._journal.take()
         started = time.monotonic()
-        saved = [event.step for event in batch if event.kind == CheckpointData.kind]
+        saved = any(event.kind == CheckpointData.kind for event in batch)
         kept = self._persistence.append(batch, self._kept if saved else lambda _: [])
         self._commit_at = started + self._settings.commit_seconds
-        if saved:
-            prune(self._folder, kept, attempt=self._lease.attempt, committed=saved[-1])
+        if saved:  # a trainer that has gone back may be writing those beyond the newest again
+            prune(self._folder, kept, attempt=self._lease.attempt, committed=int(kept[-1].name) if kept else 0)
 
     # -- the end
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from core.adjustments import Adjustment, Adjustments
+from core.divergence import HaltedError
 from core.errors import DiskFullError, SpecError, TrainingError, is_no_room
-from core.events import EpochData, Failure, FailureKind, Iteration
+from core.events import EpochData, Failure, FailureKind, Firing, Iteration
 from core.loop import fit
 from core.places import Places
 from core.ranks import is_lost, join
@@ -46,6 +47,9 @@ def run(channel: Channel) -> None:
     except PausedError:
         capture.finish()
         link.end(kind="paused")
+    except HaltedError as error:
+        capture.finish()
+        link.end(kind="paused", reason=str(error))
     except Exception as error:  # whatever it was, it has a type and goes up
         if is_lost(error):
             capture.finish()
@@ -71,7 +75,7 @@ def _train(start: dict[str, Any], link: Link) -> None:
         link.wait()
     job = fit(
         spec, places, directory, device=device, ranks=ranks, resume=resume, adjustments=link.adjustments, publish=link.finish,
-        halts=lambda: link.paused,
+        halts=lambda: link.paused, fired=[Firing(*one) for one in start["fired"]],
     )  # fmt: skip
     with closing(job):
         for item in job:

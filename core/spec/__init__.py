@@ -6,6 +6,7 @@ held, `core.keywords` checks them against the signature. Every default stands in
 
 from core.spec.checkpoint import CheckpointSpec, EveryMinutes, EverySteps
 from core.spec.data import Augmentation, DatasetSpec, LoaderSpec
+from core.spec.divergence import DivergenceSpec, SpikeSpec
 from core.spec.faults import faults_of
 from core.spec.job import JobSpec, ResourcesSpec
 from core.spec.model import ModelSpec, PretrainedSpec
@@ -15,8 +16,8 @@ from core.spec.training import DEFAULT_LOSSES, EarlyStoppingSpec, LossSpec, Trai
 from core.spec.values import MOST_LABELS, Label, Name, Named, Part, Priority, Task
 
 __all__ = [
-    "DEFAULT_LOSSES", "MOST_LABELS", "SELECTORS", "Augmentation", "CheckpointSpec", "DatasetSpec", "EarlyStoppingSpec",
-    "EveryMinutes", "EverySteps", "GroupSpec",
-    "JobSpec", "Label", "LoaderSpec", "LossSpec", "ModelSpec", "Name", "Named", "OptimizerSpec", "Part", "PretrainedSpec",
-    "Priority", "ResourcesSpec", "ScheduleSpec", "Selector", "Task", "TrainingSpec", "UntilEpoch", "faults_of",
+    "DEFAULT_LOSSES", "MOST_LABELS", "SELECTORS", "Augmentation", "CheckpointSpec", "DatasetSpec", "DivergenceSpec",
+    "EarlyStoppingSpec", "EveryMinutes", "EverySteps", "GroupSpec", "JobSpec", "Label", "LoaderSpec", "LossSpec", "ModelSpec",
+    "Name", "Named", "OptimizerSpec", "Part", "PretrainedSpec", "Priority", "ResourcesSpec", "ScheduleSpec", "Selector",
+    "SpikeSpec", "Task", "TrainingSpec", "UntilEpoch", "faults_of",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from core.spec.divergence import DivergenceSpec
 from core.spec.values import Name, Part, Task, WithKeywords
 
 DEFAULT_LOSSES: dict[Task, str] = {"multiclass": "CrossEntropyLoss", "multilabel": "BCEWithLogitsLoss", "regression": "MSELoss"}
@@ -45,6 +46,7 @@ class TrainingSpec(Part):
 
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 1
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    divergence: DivergenceSpec = DivergenceSpec()
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto",
         description="Float type of the forward and backward pass; weights stay float32. `auto`: bf16 on a GPU that has it, "

@@ -44,7 +44,8 @@ def test_states_checkpoints_rewinds_printed_lines_and_the_failure_are_told(bench
     )
     bench.losses(job_id, first=0, losses=[1.0])
     bench.checkpoint(job_id, epoch=0, step=1, top1=0.5)
-    bench.append(job_id, (0, "rewound", {"to_step": 0}))
+    rule = {"rule": "nan", "action": "rollback", "step": 1, "message": "the loss became nan: back to step 0"}
+    bench.append(job_id, (0, "rewound", {"to_step": 0}), (0, "rule", rule))
     bench.finish(job_id, "failed", Failure(type="data", message="a.png is no image", hint="Remove it."))
     assert lines(client, job_id) == [
         "The job waits in its queue (by api)",
@@ -54,6 +55,7 @@ def test_states_checkpoints_rewinds_printed_lines_and_the_failure_are_told(bench
         "Epoch 1, iteration : 1, loss = 1.0000",
         "Epoch 1 : Checkpoint at step 1, the best so far",
         "Training goes on from step 0 : what the lines above say beyond it is void",
+        "Rule nan : the loss became nan: back to step 0",
         "The job failed (by bench)",
         "Failure : data: a.png is no image",
         "Next : Remove it.",

@@ -90,7 +90,7 @@ def test_what_is_answered_fits_the_models(bench, client, transfer, groups):
     bench.checkpoint(job_id, epoch=0, step=2, top1=0.5)
     adjusted = {"id": 1, "group": "head", "step": 2, "changes": {"lr": {"from": 0.01, "to": 0.1}}, "by": "api", "refused": None}
     told = {"epoch": 0, "task": "multiclass", "samples": 2, "per_class": {}, "confused": [], "hardest": []}
-    rule = {"rule": "spike", "action": "none", "step": 2, "value": 9.0, "limit": 1.0, "message": "a spike"}
+    rule = {"rule": "spike", "action": "cut_lr", "step": 1, "value": 9.0, "limit": 4.0, "message": "the loss was 9"}
     bench.append(job_id, (2, "evaluation", told | {"confused_left_out": 0}), (2, "rule", rule))
     bench.append(job_id, (2, "adjusted", adjusted), (2, "rewound", {"to_step": 2}))
     bench.finish(job_id)

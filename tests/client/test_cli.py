@@ -182,11 +182,14 @@ def test_a_followed_job_tells_of_a_change_in_its_groups(service, graft, job, log
     changes = {"lr": {"from": 0.001, "to": 0.0005}, "freeze": {"from": {"a": True, "b": False}, "to": False}}
     data = {"id": 1, "group": "head", "step": 3, "changes": changes, "by": "api", "refused": None}
     log.insert(5, {**log[4], "kind": "adjusted", "data": data})
+    rule = {"rule": "spike", "action": "cut_lr", "step": 2, "value": 9.0, "limit": 4.0, "message": "the loss was 9 at step 2"}
+    log.insert(6, {**log[4], "kind": "rule", "data": rule})
     service.answer("/jobs", job, 201)
     answer_log(service, log)
     service.answer("/jobs/7/checkpoints", {"data": []})
-    said = "step 3: group head, lr 0.001 -> 0.0005, freeze true | false -> false (by api)"
-    assert said in graft("submit", "-f", "SPEC").stdout
+    said = graft("submit", "-f", "SPEC").stdout
+    assert "step 3: group head, lr 0.001 -> 0.0005, freeze true | false -> false (by api)" in said
+    assert "rule spike: the loss was 9 at step 2" in said
 
 
 def test_a_fork_from_the_start_takes_the_changes_of_the_groups_with_it(service, graft, job):

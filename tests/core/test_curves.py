@@ -303,7 +303,7 @@ def test_of_two_changes_each_begins_at_its_step_and_a_later_word_on_the_same_ste
     changed = bare.rebased(10, 1.0).rebased(20, 0.5).rebased(20, 0.25)
     assert (changed.lr(9), changed.lr(10), changed.lr(20)) == (bare.lr(9), 1.0, 0.25)
     assert changed.lr(40) == pytest.approx(0.25 * bare.lr(40) / bare.lr(20))
-    assert changed.changes == ((10, 1.0), (20, 0.25))
+    assert changed.changes == ((10, 1.0, False), (20, 0.25, False))
 
 
 def test_a_momentum_that_was_set_is_held() -> None:

@@ -319,6 +319,9 @@ def test_settings_that_work_but_may_not_be_meant_are_told(planned: Planned) -> N
     assert any("log-probabilities" in text for text in found)
     assert any("'group-0' is frozen: its lr has no effect" in text for text in found)
     assert any("frozen at random values" in text for text in found)
+    back = {"training": {"divergence": {"non_finite": "rollback"}}}
+    told = [planned(**back, checkpoint={"keep_last": keep})["warnings"] for keep in (1, 2)]
+    assert [any("set checkpoint.keep_last to 2" in text for text in warnings) for warnings in told] == [True, False]
 
 
 @pytest.fixture

@@ -266,3 +266,13 @@ def test_two_gpus_agree_on_a_wish_though_losses_come_two_steps_late(train: Train
     halted = train("Plain", "halted", 2, halt=3, device="cuda")
     (stop,) = halted["saved"]
     assert list(halted["losses"]) == [str(step) for step in range(stop)]
+
+
+def test_ranks_that_diverge_go_back_together(train: Train) -> None:
+    """The loss is no number in the third step, though one rank of two alone is to blame."""
+    rules = {"epochs": 1, "divergence": {"non_finite": "rollback"}}
+    told = train("Diverges", "two", 2, training=rules, checkpoint={"every": {"steps": 1}, "keep_last": 2})
+    assert (told["error"], told["rewound"]) == (None, 1)
+    assert told["adjusted"] == [[1, "default", ["lr"]]]
+    assert told["saved"] == [1, 2, 2, 3, 4, 5, 6, 7]
+    assert list(told["losses"]) == [str(step) for step in range(7)]

@@ -150,7 +150,7 @@ def test_a_damaged_one_in_an_epoch_is_passed_over_for_the_one_before(
 ) -> None:
     whole = tell(spec({"steps": 2}), tmp_path / "whole")
     first = tell(spec({"steps": 2}), tmp_path / "1", until=12)
-    (tmp_path / "1/12/state.json").write_text((tmp_path / "1/12/state.json").read_text().replace('"batches": 5', '"batches": 6'))
+    (tmp_path / "1/12/state.json").write_text((tmp_path / "1/12/state.json").read_text().replace('"steps": 5', '"steps": 6'))
     second = tell(spec({"steps": 2}), tmp_path / "1", resume=[tmp_path / "1/12", tmp_path / "1/10"])
     assert second.rewound == 10
     assert same(whole, first, second)

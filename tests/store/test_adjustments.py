@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 
-from core.adjustments import Adjustment
+from core.adjustments import RULES, Adjustment
 from core.events import AdjustedData
 from store import adjustments, commands, events, jobs, leases
 from store.errors import Conflict, LeaseLost, NotFound
@@ -157,3 +158,23 @@ def test_many_that_ask_at_once_are_all_heard_in_the_order_of_their_ids(database,
         thread.join()
     found = look(database, adjustments.asked, running.job_id)
     assert len(found) == len({one.id for one in found}) == 8
+
+
+def test_the_cuts_of_rules_are_done_again_as_the_log_has_them_but_void_ones_are_decided_anew(database, running, iterations):
+    def cut(step, lr):
+        data = AdjustedData(group="head", step=step, by=RULES, factor=0.5, changes={"lr": {"from": 2 * lr, "to": lr}})
+        return NewEvent(step, data.kind, data.model_dump(mode="json"))
+
+    one, other = ask(database, running.job_id, lr=0.8), ask(database, running.job_id, lr=0.6)
+    append(database, running, iterations(0, [1.0] * 10), event(one, 10), cut(10, 0.4), event(other, 10))
+    append(database, running, iterations(10, [1.0] * 10), cut(20, 0.3))
+    kept = Adjustment("head", {"lr": 0.4}, 10, RULES, None, 0.5)
+    undone = Adjustment("head", {"lr": 0.3}, 20, RULES, None, 0.5)
+    people = [replace(one, step=10), replace(other, step=10)]
+    assert look(database, adjustments.history, running.job_id) == [people[0], kept, people[1], undone]
+    append(database, running, rewound(15))
+    assert look(database, adjustments.history, running.job_id) == [people[0], kept, people[1]]
+    append(database, running, rewound(5))
+    assert look(database, adjustments.history, running.job_id) == people
+    assert look(database, adjustments.pending, running.job_id) == people
+    assert look(database, adjustments.done, running.job_id) == people

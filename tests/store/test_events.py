@@ -194,10 +194,13 @@ def test_the_kept_checkpoints_are_the_last_and_the_best(database, submit, take, 
     assert kept[0]["path"] == "jobs/1/1/2"
 
 
-def test_a_rewound_checkpoint_is_not_listed(database, running, checkpoint):
-    append(database, running, checkpoint(1, top1=0.5), checkpoint(2, top1=0.9), NewEvent(1, "rewound", {"to_step": 1}))
+@pytest.mark.parametrize(("keep_last", "kept"), [(3, [(1, False), (2, True)]), (2, [(2, True)]), (1, [])])
+def test_a_rewound_checkpoint_is_not_listed_nor_one_that_had_made_way_for_it(database, submit, take, checkpoint, keep_last, kept):
+    submit(spec={"checkpoint": {"keep_last": keep_last, "keep_best": 0, "metric": "top1"}})
+    lease = take().lease
+    append(database, lease, *(checkpoint(step, top1=step / 10) for step in (1, 2, 3)), NewEvent(2, "rewound", {"to_step": 2}))
     with database.read() as session:
-        assert [(data["step"], data["best"]) for data in events.checkpoints(session, running.job_id)] == [(1, True)]
+        assert [(data["step"], data["best"]) for data in events.checkpoints(session, lease.job_id)] == kept
 
 
 def test_no_checkpoints_before_the_first(database, running):

@@ -123,6 +123,26 @@ def test_a_job_given_back_keeps_its_place_and_its_failures(database, clock, subm
         assert jobs.get(session, first.id).failures == 0
 
 
+def test_a_job_may_pause_itself_and_says_why(database, running, take):
+    with database.write() as session:
+        commands.pause(session, running.job_id, "api")
+        assert leases.pause(session, running, reason="the loss became nan") == "paused"
+    with database.read() as session:
+        job = jobs.get(session, running.job_id)
+        assert (job.state, job.requested, job.failures, job.lease_owner) == ("paused", None, 0, None)
+        assert events.latest(session, running.job_id, "state") == {
+            "state": "paused", "reason": "the loss became nan", "by": "one"
+        }  # fmt: skip
+    with pytest.raises(LeaseLost), database.write() as session:
+        leases.pause(session, running, reason="too late")
+
+
+def test_a_cancel_goes_before_a_job_that_pauses_itself(database, running):
+    with database.write() as session:
+        commands.cancel(session, running.job_id, "api")
+        assert leases.pause(session, running, reason="the loss became nan") == "cancelled"
+
+
 def test_failed_tries_in_a_row_end_the_job(database, submit, take):
     job = submit(max_attempts=2)
     states = []

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from core.events import EpochData, Iteration
+from core.adjustments import RULES
+from core.events import AdjustedData, EpochData, Iteration, RewoundData, RuleData
 from sandbox import Channel
 from worker.link import CancelledError, Link, PausedError
 from worker.printed import Capture
@@ -83,6 +84,22 @@ def test_an_event_and_a_line_come_after_every_loss_before_them(supervisor: Chann
         messages.append(supervisor.receive(2))
     assert [message["kind"] for message in messages] == ["iterations", "iterations", "log", "iterations", "epoch", "done"]
     assert messages[2]["step"] == 3
+
+
+def test_the_cuts_of_a_rule_go_with_its_own_event_or_not_at_all(supervisor: Channel, link_of: Callable[[float], Link]) -> None:
+    link = link_of(FOREVER)
+    cuts = [AdjustedData(group=name, step=8, changes={}, by=RULES, factor=0.5) for name in ("head", "default")]
+    fired = RuleData(rule="nan", action="rollback", step=9, message="the loss became nan")
+    link.event(8, RewoundData(to_step=8))
+    for cut in cuts:
+        link.event(8, cut)
+    link.event(8, fired)
+    link.event(8, cuts[0])
+    link.end(kind="paused")
+
+    messages = [supervisor.receive(2) for _ in range(3)]
+    assert [message["kind"] for message in messages] == ["rewound", "several", "paused"]
+    assert [one["kind"] for one in messages[1]["events"]] == ["adjusted", "adjusted", "rule"]
 
 
 def test_a_chunk_never_spans_two_epochs(supervisor: Channel, link_of: Callable[[float], Link]) -> None:
