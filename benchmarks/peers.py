@@ -1,7 +1,7 @@
 """Iterations per second of the same training by the well-known libraries, by ours, and by as little as training can be.
 
 make benchmark-peers                              all four workloads; about ten minutes on two idle cores
-make benchmark-peers ARGS="--quick"               fewer and shorter turns; about three minutes
+make benchmark-peers ARGS="--quick"               fewer and shorter turns; about four minutes
 make benchmark-peers ARGS="--workload 4 --markdown"
 
 Each contender is a process of its own (`contenders/`), with the same model, seed, images decoded in memory, batch of 64, Adam at
@@ -26,6 +26,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import distributions
 from multiprocessing import Pipe
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from loop import machine
 
 HERE = Path(__file__).parent
 PEERS = {
-    "article": "article",
+    "article": "the article's loop",
     "lightning": "Lightning",
     "fastai": "fastai",
     "timm": "timm",
@@ -105,8 +106,11 @@ class Contender:
         return block
 
     def ask(self, task: Task) -> None:
-        """Prepare a workload."""
-        self._connection.send(task)
+        """Prepare a workload. Raises Absent."""
+        try:
+            self._connection.send(task)
+        except OSError:
+            raise Absent("it died in the workload before") from None
 
     def turn(self) -> Block:
         """Let it do its block."""
@@ -153,8 +157,8 @@ def contenders(names: Iterable[str], folder: Path, threads: int) -> Iterator[tup
 
 def ready(contender: Contender, task: Task) -> str | None:
     """Have it prepare; why it cannot."""
-    contender.ask(task)
     try:
+        contender.ask(task)
         contender.receive()
     except Absent as why:
         return str(why)
@@ -234,14 +238,15 @@ def main() -> int:
     """Exit status 1 where a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", type=int, action="append", choices=[one.number for one in WORKLOADS], help="by default all")
-    parser.add_argument("--loops", type=int, default=8, help="turns of each, after the one that warms up")
+    parser.add_argument("--loops", type=int, default=6, help="turns of each, after the one that warms up")
     parser.add_argument("--block", type=int, help="iterations in a turn, by default as many as take about two seconds")
-    parser.add_argument("--runs", type=int, default=3, help="whole runs of each, for workload 3")
+    parser.add_argument("--runs", type=int, default=2, help="whole runs of each, for workload 3")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--only", action="append", choices=NAMES, help="some of the contenders")
     parser.add_argument("--quick", action="store_true", help="three turns, half as long, and one whole run")
     parser.add_argument("--markdown", action="store_true", help="print the tables as docs/performance.md has them")
     given = parser.parse_args()
+    torch.set_num_threads(given.threads)
     if given.quick:
         given.loops, given.runs = min(given.loops, 3), 1
     chosen = [one for one in WORKLOADS if not given.workload or one.number in given.workload]
@@ -250,7 +255,7 @@ def main() -> int:
         tempfile.TemporaryDirectory() as folder,
         contenders(given.only or NAMES, Path(folder), given.threads) as (started, absent),
     ):
-        print(", ".join(machine()) if given.markdown else "\n".join(machine()), flush=True)
+        print((", " if given.markdown else "\n").join([*machine(), versions()]), flush=True)
         for workload in chosen:
             records = measure(workload, started, absent, given)
             print(f"\n{workload.number}. {workload.title}, batch {BATCH}\n")
@@ -259,6 +264,11 @@ def main() -> int:
                 print(f"{'- ' if given.markdown else ''}{line}: {'met' if reached else 'missed'}", flush=True)
                 met &= reached
     return 0 if met else 1
+
+
+def versions() -> str:
+    """Of the peers that are installed."""
+    return ", ".join(f"{one.metadata['Name']} {one.version}" for one in distributions() if one.metadata["Name"] in PEERS)
 
 
 def table(workload: Workload, records: dict[str, Record], *, markdown: bool) -> Iterator[str]:
