@@ -13,6 +13,9 @@ PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.1
 	$$name -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$name && break; done)
 # uv, from the path where it is there; otherwise from a small environment of its own, beside .venv.
 TOOLS := .tools
+PEERS := .venv-peers
+# Where Debian's package puts Fashion-MNIST; where it is not installed it is fetched.
+FASHION := $(or $(wildcard /usr/share/datasets/fashion-mnist),$(CURDIR)/.datasets/fashion-mnist)
 UV := $(shell command -v uv 2>/dev/null || echo $(TOOLS)/bin/uv)
 # Each process would compile all that it imports anew: seconds of every start, and most of what collecting the tests takes.
 unexport PYTHONDONTWRITEBYTECODE
@@ -23,7 +26,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## List these commands
 	@awk 'BEGIN {FS = ":.*## "} \
 		/^##@ / {printf "\n\033[1m%s\033[0m\n", substr($$0, 5)} \
-		/^[a-z-]+:.*## / {printf "  \033[36mmake %-11s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+		/^[a-z-]+:.*## / {printf "  \033[36mmake %-15s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(STAMP) ## Make .venv with everything in it (again only when something changed)
@@ -45,6 +48,10 @@ test: setup ## Run the whole suite in three processes (arguments by ARGS="-k can
 .PHONY: test-gpu
 test-gpu: setup ## Run the tests that need a CUDA device
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
+
+.PHONY: test-fashion
+test-fashion: setup $(FASHION) ## Run the tests that need Fashion-MNIST's files (Debian's package is fetched where they are not)
+	@GRAFT_INPUTS_DIR="$(patsubst %/,%,$(dir $(FASHION)))" $(BIN)/python -m pytest -m fashion $(ARGS)
 
 .PHONY: chaos
 chaos: setup ## Kill, freeze and restart at random whatever jobs need, and see that nobody can tell (ARGS="--faults 30 --seed 7")
@@ -83,9 +90,13 @@ bench: setup ## Measure the loop, the optimizer, augmentation, the transfer of w
 	@$(BIN)/python benchmarks/transfer.py
 	@$(BIN)/python benchmarks/service.py
 
+.PHONY: benchmark-peers
+benchmark-peers: $(PEERS)/.graft-setup ## Measure the loop beside Lightning, fastai, timm and the Hugging Face Trainer (ARGS="--quick")
+	@cd benchmarks && GRAFT_INPUTS_DIR="$(patsubst %/,%,$(dir $(FASHION)))" ../$(PEERS)/bin/python peers.py $(ARGS)
+
 .PHONY: lock
 lock: $(UV) ## Pin the newest versions that pyproject.toml allows, with hashes (the image's: the same, less the dev extra)
-	@$(UV) pip compile --universal --generate-hashes --python-version 3.11 --all-extras --no-header --quiet --upgrade \
+	@$(UV) pip compile --universal --generate-hashes --python-version 3.11 --extra dev --extra timm --extra demo --no-header --quiet --upgrade \
 		pyproject.toml --output-file requirements.lock
 	@$(UV) pip compile --universal --generate-hashes --python-version 3.11 --extra timm --extra demo --no-header --no-annotate --quiet \
 		--constraints requirements.lock pyproject.toml --output-file requirements-prod.lock
@@ -104,6 +115,22 @@ $(STAMP): requirements.lock pyproject.toml | $(UV)
 	@$(UV) pip install --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
+
+# The peers of the benchmark, on the very versions of everything else that the lock has; none of them is a dependency.
+$(PEERS)/.graft-setup: $(STAMP) $(FASHION)
+	@echo "Setting up $(PEERS) with the libraries to compare with"
+	@test -x $(PEERS)/bin/python || $(UV) venv --quiet --python "$$(command -v $(PYTHON))" $(PEERS)
+	@$(UV) pip install --quiet --python $(PEERS)/bin/python --require-hashes -r requirements.lock
+	@$(UV) pip install --python $(PEERS)/bin/python --no-build-isolation --constraints requirements.lock -e '.[benchmark]'
+	@touch $@
+
+# Without root, and without touching the system: the package is only unpacked.
+$(CURDIR)/.datasets/fashion-mnist:
+	@directory=$$(mktemp -d) && trap 'rm -rf "$$directory"' EXIT && cd "$$directory" && \
+		{ apt-get download -qq dataset-fashion-mnist || { apt-get update -qq && apt-get download -qq dataset-fashion-mnist; }; } && \
+		dpkg-deb -x *.deb . && mkdir -p $(@D) && mv usr/share/datasets/fashion-mnist $(@D)/ || \
+		{ echo "Fashion-MNIST's four idx files are needed, and Debian's package dataset-fashion-mnist cannot be fetched here;" \
+		"put them into .datasets/fashion-mnist." >&2; exit 1; }
 
 $(TOOLS)/bin/uv:
 	@test -n "$(PYTHON)" || { echo "Graft needs Python 3.11 or newer, and none is on the path." \

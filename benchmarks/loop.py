@@ -69,23 +69,27 @@ class Run:
         return count / sum(moments[-1] - moments[0] for moments in self.epochs)
 
 
-def decoded() -> tuple[Tensor, Tensor]:
-    """The training images, decoded, resized and normalised, float32 [N, 3, 32, 32]; and their labels."""
+def decoded(size: int = SIZE) -> tuple[Tensor, Tensor]:
+    """The training images, decoded, resized and normalised, float32 [N, 3, size, size]; and their labels."""
     spec = JobSpec.model_validate(job_spec(1))
     dataset = open_dataset(spec.dataset, Places(), SEED)
     loader = make_loader(
-        dataset.train, spec.loader, Preprocessing(SIZE, *IMAGENET), channels=dataset.channels, seed=SEED, train=False,
+        dataset.train, spec.loader, Preprocessing(size, *IMAGENET), channels=dataset.channels, seed=SEED, train=False,
         device=CPU, places=Places(),
     )  # fmt: skip
     images, labels = zip(*loader.batches(0), strict=True)
     return torch.cat(images), torch.cat(labels)
 
 
-def article_loop(images: Tensor, labels: Tensor, epochs: int) -> Iterator[int]:
-    """The article's own loop, line by line; yields the epoch after each iteration."""
+def resnet() -> nn.Module:
+    """The model of all three, at the same random values."""
     torch.manual_seed(SEED)
+    return torchvision.models.resnet18(num_classes=10)
+
+
+def article_loop(model: nn.Module, images: Tensor, labels: Tensor, epochs: int) -> Iterator[int]:
+    """The article's own loop, line by line; yields the epoch after each iteration."""
     loader = DataLoader(TensorDataset(images, labels), batch_size=BATCH, shuffle=True)
-    model = torchvision.models.resnet18(num_classes=10)
     loss_fn = nn.CrossEntropyLoss()
     optimizer = torch.optim.Adam([{"params": parameter, "lr": RATE} for _, parameter in model.named_parameters()])
 
@@ -107,12 +111,10 @@ def article_loop(images: Tensor, labels: Tensor, epochs: int) -> Iterator[int]:
             yield from train_fn(epoch)
 
 
-def bare_loop(images: Tensor, labels: Tensor, epochs: int) -> Iterator[int]:
+def bare_loop(model: nn.Module, images: Tensor, labels: Tensor, epochs: int) -> Iterator[int]:
     """As little as training can be: the rate that the others are measured by; yields the epoch after each iteration."""
-    torch.manual_seed(SEED)
-    model = torchvision.models.resnet18(num_classes=10)
     loss_fn = nn.CrossEntropyLoss()
-    optimizer = torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
+    optimizer = torch.optim.Adam([one for one in model.parameters() if one.requires_grad], lr=RATE, fused=True)
     for epoch in range(epochs):
         model.train()
         for chosen in torch.randperm(len(images)).split(BATCH):
@@ -133,12 +135,12 @@ def our_loop(epochs: int) -> Iterator[int]:
 
 def article(images: Tensor, labels: Tensor, epochs: int) -> Run:
     """A run of the article's loop."""
-    return timed(article_loop(images, labels, epochs))
+    return timed(article_loop(resnet(), images, labels, epochs))
 
 
 def bare(images: Tensor, labels: Tensor, epochs: int) -> Run:
     """A run of the bare loop."""
-    return timed(bare_loop(images, labels, epochs))
+    return timed(bare_loop(resnet(), images, labels, epochs))
 
 
 def timed(loop: Iterator[int]) -> Run:
@@ -205,9 +207,9 @@ def main() -> int:
     images, labels = decoded()
     seconds = side_by_side(
         {
-            "article": article_loop(images, labels, given.epochs + 1),
+            "article": article_loop(resnet(), images, labels, given.epochs + 1),
             "ours": our_loop(given.epochs + 1),
-            "bare": bare_loop(images, labels, given.epochs + 1),
+            "bare": bare_loop(resnet(), images, labels, given.epochs + 1),
         }
     )
     print(*machine(), f"ResNet-18, {SIZE} px, batch {BATCH}, {len(seconds['bare'])} iterations each\n", sep="\n")

@@ -1,0 +1,23 @@
+"""Ours in process: `core.loop.fit`, the whole job, each Iteration taken as it is yielded."""
+
+from pathlib import Path
+
+import sklearn.datasets  # noqa: F401 - else the job does so when it opens the digits, and imports do not count
+from contenders.turns import Turns, contend
+from contenders.workloads import BATCH, PLACES
+
+from core.events import Iteration
+from core.loop import fit
+
+
+def train(turns: Turns) -> None:
+    """With its validation and its checkpoint after each epoch."""
+    spec = turns.workload.spec(turns.task.epochs)
+    turns.begin(-(-len(turns.data()["train"].labels) // BATCH))
+    for event in fit(spec, PLACES, Path("checkpoints")):
+        if isinstance(event, Iteration):
+            turns.iteration()
+
+
+if __name__ == "__main__":
+    contend(train)

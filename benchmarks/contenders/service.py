@@ -1,0 +1,69 @@
+"""Ours through the service: the job goes to `graft serve` on this machine, its losses are followed as NDJSON.
+
+The api, the worker, the database and this client take their time from the same cores. A turn is a job, cancelled once enough
+losses came; the first ones, while its process warms up, do not count, and neither does what came before the first chunk.
+"""
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from contenders.turns import Block, Turns, contend
+from contenders.workloads import EXAMPLE, INPUTS
+
+from client.http import Client
+from client.serve import running_service
+
+TIMES = 2
+"""Losses come in chunks, ten a second: a turn is so many blocks, to time enough of them."""
+
+
+def follow(client: Client, turns: Turns) -> Block:
+    """Send the job and take its losses. Raises RuntimeError where one is missing, or the job fails."""
+    begun = time.perf_counter()
+    whole = turns.workload.epochs is not None
+    job = client.submit({**turns.workload.job(turns.task.epochs), "checkpoint": {"keep_last": 1, "keep_best": 0}})
+    step, enough = 0, turns.task.block * (TIMES + 1)
+    arrived: list[tuple[int, float]] = []
+    for event in client.events(job["id"], follow=True, kinds=("iterations", "end")):
+        if event["kind"] == "iterations":
+            if event["data"]["first"] != step:
+                raise RuntimeError(f"step {event['data']['first']} came after step {step - 1}")
+            step += len(event["data"]["losses"])
+            arrived.append((step, time.perf_counter()))
+            if step >= enough and not whole:
+                client.cancel(job["id"])
+                enough = sys.maxsize
+        elif event["data"]["state"] != ("succeeded" if whole else "cancelled"):
+            raise RuntimeError(f"the job ended as {event['data']}")
+    if whole:
+        return Block(finished=True)
+    counted = [one for one in arrived if turns.task.block <= one[0] <= turns.task.block * (TIMES + 2)]
+    (first, start), (last, end) = counted[0], counted[-1]
+    return Block(time.perf_counter() - begun, [(end - start) / (last - first)] * (last - first))
+
+
+def main() -> None:
+    """One service for all the workloads."""
+    settings = {
+        "GRAFT_INPUTS_DIR": str(INPUTS), "GRAFT_PLUGINS": "two_convolutions", "GRAFT_PLUGINS_DIR": str(EXAMPLE),
+        "GRAFT_THREADS": sys.argv[2],
+    }  # fmt: skip
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        (Path(directory) / "service.log").open("wb") as log,
+        running_service({**settings, "GRAFT_DATA_DIR": directory}, log) as service,
+        Client(service.url) as client,
+    ):
+
+        def train(turns: Turns) -> None:
+            turns.begin(1)
+            while not (block := follow(client, turns)).finished:
+                turns.tell(block)
+
+        contend(train)
+
+
+if __name__ == "__main__":
+    main()
