@@ -49,8 +49,11 @@ test: setup ## Run the whole suite in three processes (arguments by ARGS="-k can
 test-gpu: setup ## Run the tests that need a CUDA device
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
+.PHONY: fashion-mnist
+fashion-mnist: $(FASHION) ## Fetch Fashion-MNIST's files, from Debian's package, where they are not here
+
 .PHONY: test-fashion
-test-fashion: setup $(FASHION) ## Run the tests that need Fashion-MNIST's files (Debian's package is fetched where they are not)
+test-fashion: setup $(FASHION) ## Run the tests that need Fashion-MNIST's files
 	@GRAFT_INPUTS_DIR="$(patsubst %/,%,$(dir $(FASHION)))" $(BIN)/python -m pytest -m fashion $(ARGS)
 
 .PHONY: chaos

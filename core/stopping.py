@@ -35,5 +35,5 @@ def stopped(rule: EarlyStoppingSpec | None, history: Sequence[Mapping[str, Figur
         step=step,
         value=figure(sign * values[-1]),
         limit=figure(sign * best) if at >= 0 else None,
-        message=f"the validation's {metric} got no better in {waited} epochs: the best {told}",
+        message=f"the validation's {metric} got no better in {waited} epochs: the best {told}; the job ends here",
     )

@@ -189,7 +189,7 @@ def test_a_followed_job_tells_of_a_change_in_its_groups(service, graft, job, log
     service.answer("/jobs/7/checkpoints", {"data": []})
     said = graft("submit", "-f", "SPEC").stdout
     assert "step 3: group head, lr 0.001 -> 0.0005, freeze true | false -> false (by api)" in said
-    assert "rule spike: the loss was 9 at step 2" in said
+    assert "spike: the loss was 9 at step 2" in said
 
 
 def test_a_fork_from_the_start_takes_the_changes_of_the_groups_with_it(service, graft, job):

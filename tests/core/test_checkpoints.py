@@ -63,7 +63,8 @@ def shelf(tmp_path):
 
 def damage(path):
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    at = content.rfind(b"sha256") if path.suffix == ".json" else len(content) // 2  # what is no JSON any more is told otherwise
+    content[at] ^= 1
     path.write_bytes(bytes(content))
 
 
@@ -83,11 +84,10 @@ def test_a_resumed_job_is_an_undisturbed_one_bit_for_bit(tiny_spec, tmp_path, st
     """Weights, running statistics, optimizer, dropout's draws and the order of samples go on as if nothing had happened."""
     spec = tiny_spec(epochs=3, optimizer=optimizer)
     losses, _, weights = story(spec, tmp_path / "whole")
-    first, _, _ = story(tiny_spec(epochs=1, optimizer=optimizer), tmp_path / "1")
-    rest, others, resumed = story(spec, tmp_path / "2", resume=[tmp_path / "1" / "26"])
+    rest, others, resumed = story(spec, tmp_path / "2", resume=[tmp_path / "whole" / "26"])
     assert others[2] == (26, RewoundData(to_step=26))
     assert min(rest) == 26
-    assert {**first, **rest} == losses
+    assert rest == {step: loss for step, loss in losses.items() if step >= 26}
     assert resumed == weights
 
 

@@ -120,7 +120,7 @@ def test_a_thousand_classes_take_kilobytes_also_where_algorithms_must_be_determi
     outputs, targets = drawn(3000, 1000), labels(1000, 3000)
     torch.use_deterministic_algorithms(True)
     try:
-        event = found(outputs, targets, nn.CrossEntropyLoss()).event(0, "{}.png".format)
+        event = found(outputs, targets, nn.CrossEntropyLoss()).event(0, range(len(targets)), "{}.png".format)
     finally:
         torch.use_deterministic_algorithms(False)
     assert len(event.model_dump_json()) < 40_000
@@ -132,7 +132,7 @@ def test_a_thousand_classes_take_kilobytes_also_where_algorithms_must_be_determi
 def test_the_hardest_samples_are_those_with_the_highest_losses() -> None:
     outputs, targets = drawn(53, 6) * 3, labels(6, 53)
     losses = nn.functional.cross_entropy(outputs, targets, reduction="none")
-    event = found(outputs, targets, nn.CrossEntropyLoss()).event(3, "cats/\udcff{}.png".format)
+    event = found(outputs, targets, nn.CrossEntropyLoss()).event(3, range(len(targets)), "cats/\udcff{}.png".format)
     order = losses.argsort(descending=True)[:16].tolist()
     hardest = event.hardest or []
     assert [one.index for one in hardest] == order
@@ -169,7 +169,7 @@ def test_a_loss_that_knows_no_samples_leaves_the_hardest_out() -> None:
         def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
             return nn.functional.cross_entropy(outputs, targets)
 
-    assert found(drawn(5, 6), labels(6, 5), Whole()).event(0, str).hardest is None
+    assert found(drawn(5, 6), labels(6, 5), Whole()).event(0, range(5), str).hardest is None
 
 
 # --- early stopping ----------------------------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def test_better_is_lower_of_an_error_and_higher_of_a_share_and_the_task_says_whi
     rule = stopped(EarlyStoppingSpec(patience=2, metric="loss"), falling, 12)
     assert rule == RuleData(
         rule="early_stopping", action="stop", step=12, value=3.0, limit=3.0,
-        message="the validation's loss got no better in 2 epochs: the best is 3, of epoch 1",
+        message="the validation's loss got no better in 2 epochs: the best is 3, of epoch 1; the job ends here",
     )  # fmt: skip
     assert stopped(None, falling, 0) is None
 

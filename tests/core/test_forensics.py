@@ -24,7 +24,7 @@ def test_the_samples_of_each_step_are_those_that_were_read_for_it(tiny_spec, pla
 
     def noted(self, indices):
         read.append(list(indices))
-        return torch.zeros((len(indices), 1, 8, 8), dtype=torch.uint8)
+        return torch.zeros((len(indices), 1, 8, 8), dtype=torch.uint8), {}
 
     monkeypatch.setattr(tiers.Decoder, "__getitems__", noted)
     spec = tiny_spec(epochs=2, loader=loader)

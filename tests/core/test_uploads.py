@@ -90,9 +90,8 @@ def test_only_what_a_job_reads_is_kept(receive, pictures, kept):
 
 
 def test_a_table_of_labels_goes_through_with_images_wherever_they_lie(receive, pictures, kept):
-    report = receive(
-        {**pictures("set/images/a", "set"), "set/labels.csv": b"name,sharp\n", "set/images/x.csv": b"", "set/x.txt": b""}
-    )
+    table = b"name,sharp\n0.png,0.5\n1.png,1.5\nimages/a/0.png,2.5\nimages/a/1.png,3.5\n"
+    report = receive({**pictures("set/images/a", "set"), "set/labels.csv": table, "set/images/x.csv": b"", "set/x.txt": b""})
     assert kept() == ["0.png", "1.png", "images/a/0.png", "images/a/1.png", "labels.csv"]
     assert (report["images"], report["classes"], report["counts"]["train"]) == (4, [], 4)
 

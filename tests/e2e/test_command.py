@@ -41,7 +41,7 @@ def test_a_job_from_its_plan_to_its_checkpoints(graft, spec):
 
     shown = graft("show", row[0])
     assert shown.exit_code == 0, shown.output
-    for text in ("succeeded", "52 of 52", "Adam, parameter groups", "step 52", "top-1 0."):
+    for text in ("succeeded", "52 of 52", "Adam on cpu, fp32", "step 52", "top-1 0."):
         assert text in shown.stdout
 
     logged = graft("logs", "-f", row[0])

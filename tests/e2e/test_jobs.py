@@ -87,7 +87,7 @@ def test_a_trainer_that_breaks_ends_as_a_typed_failure_with_the_last_lines_it_pr
         ({"optimizer": {"groups": [{"params": "fc.*"}]}}, "/optimizer/groups/0/params", "no parameter"),
         ({"optimizer": {"name": "LBFGS"}}, "/optimizer/name", "several times a step"),
         ({"optimizer": {"name": "SGD", "betas": [0.9, 0.99]}}, "/optimizer/betas", "unknown keyword of SGD"),
-        ({"loss": {"name": "MSELoss"}}, "/loss/name", ""),
+        ({"loss": {"name": "GaussianNLLLoss"}}, "/loss/name", ""),
         ({"pretrained": {"source": "file:resnet50.pth"}}, "/pretrained", ""),
         ({"pretrained": {"source": "job:999999"}}, "/pretrained/source", "there is no job 999999"),
         ({"model": {"name": "torchvision:resnet50"}, "pretrained": {"source": "file:resnet50.pth", "rename": [["no", "x"]]}},

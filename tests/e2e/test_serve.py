@@ -18,11 +18,11 @@ from store.database import Database
 def descendants(pid):
     """The processes below `pid`, as {pid: command line}."""
     found = {}
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children = task.read_text().split()
-        except OSError:
-            continue
+    try:
+        tasks = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/children")]
+    except OSError:  # it has just ended
+        return found
+    for children in (task.split() for task in tasks):
         for child in map(int, children):
             try:
                 found[child] = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode()
