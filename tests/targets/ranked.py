@@ -130,7 +130,7 @@ class Given:
     def batches(self, _epoch: int, start: int = 0, *, step: int = 1) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         return iter(self._given[start::step])
 
-    def sizes(self, epoch: int = 0) -> list[int]:
+    def sizes(self, epoch: int = 0) -> list[int]:  # noqa: ARG002 - as a loader has it
         return [last - first for first, last in self._bounds]
 
 
