@@ -341,7 +341,7 @@ class ClassCount(BaseModel):
 
 
 class CorruptImage(BaseModel):
-    """An image that cannot be read. It was kept: a job that comes upon it fails with its name."""
+    """An image that cannot be read. It was kept: a job fails with its name, or leaves it out (`dataset.corrupt`)."""
 
     name: str
     reason: str
