@@ -56,11 +56,12 @@ class Backbone:
         self._model = model
         self._runs = runs
         self._forgotten = False
+        self._frozen = list(made.before.parameters())
 
     @property
     def holds(self) -> bool:
         """Whether the frozen part is still as it was. Once it is not, features are no longer used, even if it freezes again."""
-        if not self._forgotten and any(one.requires_grad for one in self._cut.before.parameters()):
+        if not self._forgotten and any(one.requires_grad for one in self._frozen):
             self._forgotten = True
         return not self._forgotten
 

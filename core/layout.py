@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from core.shapes import Cheap
+
 
 def helps(model: nn.Module, size: int, device: torch.device, *, half: bool) -> bool:
     """Whether channels_last is likely the faster one, for square images of `size` px.
@@ -21,6 +23,8 @@ def helps(model: nn.Module, size: int, device: torch.device, *, half: bool) -> b
         return False
     if device.type == "cuda":
         return half
+    if any(module.groups > 1 for module in convolutions):
+        return True
     maps = _maps(model, size)
     if maps is None:
         return False
@@ -37,7 +41,7 @@ def _maps(model: nn.Module, size: int) -> list[tuple[int, int, int]] | None:
             found.append((module.weight.numel(), max(module.kernel_size), output.shape[-1] * output.shape[-2]))
 
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), Cheap():
             shapes = copy.deepcopy(model).to("meta").eval()
             for module in shapes.modules():
                 module.register_forward_hook(note)

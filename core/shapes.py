@@ -22,7 +22,7 @@ def shapes_of(build: Callable[[], nn.Module]) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         for place in (torch.device("meta"), _ParametersOnMeta()):
-            with contextlib.suppress(Exception), place, _Cheap():
+            with contextlib.suppress(Exception), place, Cheap():
                 return build().to("meta")
         return build().to("meta")
 
@@ -46,7 +46,7 @@ def run_shapes(model: nn.Module, size: int, batch: int) -> tuple[Any, int]:
     model.train()
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     images = torch.zeros(batch, 3, size, size, device=device)
-    with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(pack, _unchanged), _Cheap():
+    with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(pack, _unchanged), Cheap():
         outputs = model(images)
     return outputs, sum(kept.values())
 
@@ -58,7 +58,7 @@ class _ParametersOnMeta(TorchFunctionMode):
         return func(*args, **({**(kwargs or {}), "device": "meta"} if func is torch.empty else kwargs or {}))
 
 
-class _Cheap(TorchFunctionMode):
+class Cheap(TorchFunctionMode):
     """Spares a meta tensor what costs milliseconds there, because torch does it in Python: filling it, and batch norm.
 
     A product with the weight has batch norm's shape, and keeps for the backward pass what batch norm keeps: its input.
