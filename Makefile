@@ -42,8 +42,8 @@ serve: setup ## Start the service on http://127.0.0.1:8000
 ##@ To work on it
 
 .PHONY: test
-test: setup ## Run the whole suite in three processes (arguments by ARGS="-k cancel")
-	@$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
+test: setup ## Run the whole suite in four processes (arguments by ARGS="-k cancel")
+	@$(BIN)/python -m pytest -n 4 --dist loadfile $(ARGS)
 
 .PHONY: test-gpu
 test-gpu: setup ## Run the tests that need a CUDA device

@@ -150,7 +150,9 @@ async def _check(service: Service, upload: Upload) -> dict[str, Any]:
         if error.kind == "disk_full":
             raise uploads.no_room() from None
         log.warning("an upload could not be checked: %s\n%s", error, "\n".join(error.lines))
-        if error.kind == "out_of_memory" or "can't start new thread" in error.message:  # whose stack had no room
+        # a thread whose stack had no room; an allocation in C whose failure nobody reported
+        starved = "can't start new thread" in error.message or error.type == "SystemError"
+        if error.kind == "out_of_memory" or starved:
             detail = f"checking it takes more than {settings.upload_memory >> 20} MiB of memory (GRAFT_UPLOAD_MEMORY)"
             raise ProblemError(422, "upload-memory", detail) from None
         raise ProblemError(422, "upload-failed", f"it cannot be unpacked and checked: {error}") from None

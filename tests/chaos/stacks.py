@@ -25,11 +25,11 @@ from store.settings import Settings
 from store.tables import Job
 
 STACKS = ("sqlite", "postgres")
-EPOCHS, STEPS_PER_EPOCH = 4, 13
+EPOCHS, STEPS_PER_EPOCH = 4, 7
 STEPS = EPOCHS * STEPS_PER_EPOCH
 SPEC = {
     "dataset": {"source": "sklearn:digits", "augment": "light"},
-    "loader": {"batch_size": 64, "shuffle": True},
+    "loader": {"batch_size": 128, "shuffle": True},
     "model": {"name": "python:unsteady:Unsteady"},
     "training": {"epochs": EPOCHS, "deterministic": True, "accumulate": 2, "clip_grad_norm": 1.0, "ema": 0.9, "mixup": 0.2},
     "checkpoint": {"every": {"steps": 3}},
