@@ -78,4 +78,5 @@ class Listing:
         """What an epoch went without."""
         counts = [f"{len(loader.corrupt)} {split}" for split, loader in self._splits.items() if loader.corrupt]
         if counts:
-            yield f"epoch {epoch + 1} went without {' and '.join(counts)} images that cannot be read"
+            images = "image" if sum(len(loader.corrupt) for loader in self._splits.values()) == 1 else "images"
+            yield f"epoch {epoch + 1} went without {' and '.join(counts)} {images} that cannot be read"
