@@ -45,6 +45,10 @@ serve: setup ## Start the service on http://127.0.0.1:8000
 test: setup ## Run the whole suite in four processes (arguments by ARGS="-k cancel")
 	@$(BIN)/python -m pytest -n 4 --dist loadfile $(ARGS)
 
+.PHONY: test-stacks
+test-stacks: setup ## Run on the other stack, too, those tests of the workers that the suite runs on one
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "other_stack and not gpu" $(ARGS)
+
 .PHONY: test-gpu
 test-gpu: setup ## Run the tests that need a CUDA device
 	@$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -95,7 +95,7 @@ def test_after_a_crash_what_was_done_is_done_again_at_its_step_and_what_was_not_
 # --- the real trainer ----------------------------------------------------------------------------------------------------------
 
 
-REAL = pytest.mark.parametrize("stack", ["postgres"], indirect=True)
+REAL = pytest.mark.parametrize("stack", ["postgres", pytest.param("sqlite", marks=pytest.mark.other_stack)], indirect=True)
 """A trainer knows no database; that either keeps and gives the changes is above."""
 
 

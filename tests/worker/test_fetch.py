@@ -23,10 +23,10 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 SOURCE = "https://elsewhere/w.pth"
 
 
-@pytest.fixture
-def stack(make_stack: Callable[..., Any], tmp_path: Path) -> Any:
-    """One: whoever fetches knows no database. How a lease is renewed and a command obeyed on either is in test_supervisor."""
-    return make_stack("postgres", tmp_path)
+@pytest.fixture(params=["postgres", pytest.param("sqlite", marks=pytest.mark.other_stack)])
+def stack(request: pytest.FixtureRequest, make_stack: Callable[..., Any], tmp_path: Path) -> Any:
+    """By default one: whoever fetches knows no database. How a lease is renewed on either is in test_supervisor."""
+    return make_stack(request.param, tmp_path)
 
 
 @pytest.fixture

@@ -24,10 +24,10 @@ DIGITS = {"source": "sklearn:digits", "image_size": 8}
 TWO = ["cpu", "cpu"]
 
 
-@pytest.fixture
-def stack(make_stack: Callable[..., Any], tmp_path: Path) -> Any:
-    """The one that hosts with several GPUs have. What either makes of a job's events is in tests/worker/test_supervisor."""
-    return make_stack("postgres", tmp_path)
+@pytest.fixture(params=["postgres", pytest.param("sqlite", marks=pytest.mark.other_stack)])
+def stack(request: pytest.FixtureRequest, make_stack: Callable[..., Any], tmp_path: Path) -> Any:
+    """By default that of hosts with several GPUs. What either makes of a job's events is in tests/worker/test_supervisor."""
+    return make_stack(request.param, tmp_path)
 
 
 def submit(bench: Any, model: str, **parts: Any) -> int:

@@ -17,10 +17,10 @@ from worker.trainer import failure_of
 DIGITS = {"source": "sklearn:digits", "image_size": 8}
 
 
-@pytest.fixture
-def stack(make_stack: Callable[..., Any], tmp_path: Path) -> Any:
-    """One: a trainer knows no database. What either makes of its events is in tests/worker/test_supervisor."""
-    return make_stack("sqlite", tmp_path)
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.other_stack)])
+def stack(request: pytest.FixtureRequest, make_stack: Callable[..., Any], tmp_path: Path) -> Any:
+    """By default one: a trainer knows no database. What either makes of its events is in tests/worker/test_supervisor."""
+    return make_stack(request.param, tmp_path)
 
 
 def losses_of(bench: Any, job: int) -> list[float]:
