@@ -112,11 +112,10 @@ while True:
 
 
 @pytest.mark.slow  # three interpreters that import SQLAlchemy
-def test_processes_share_the_work_as_threads_do(sqlite_url, make_spec):
-    """Three real processes, as three workers are. On SQLite alone: what its locks share is the file; PostgreSQL sees connections
-    either way.
-    """
-    url, database = sqlite_url, Database(sqlite_url)
+@pytest.mark.parametrize("url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.other_stack)], indirect=True)
+def test_processes_share_the_work_as_threads_do(url, make_spec):
+    """Three real processes, as three workers are: on SQLite what their locks share is the file alone."""
+    database = Database(url)
     with database.write() as session:
         ids = [jobs.create(session, spec=make_spec(), plan={})[0].id for _ in range(30)]
     workers = [
