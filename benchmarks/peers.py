@@ -1,7 +1,7 @@
 """Iterations per second of the same training by the well-known libraries, by ours, and by as little as training can be.
 
-make benchmark-peers                              all four workloads; about ten minutes on two idle cores
-make benchmark-peers ARGS="--quick"               fewer and shorter turns; about four minutes
+make benchmark-peers                              all four workloads; some 25 minutes on two idle cores
+make benchmark-peers ARGS="--quick"               fewer and shorter turns; some ten minutes
 make benchmark-peers ARGS="--workload 4 --markdown"
 
 Each contender is a process of its own (`contenders/`), with the same model, seed, images decoded in memory, batch of 64, Adam at
