@@ -8,7 +8,7 @@ are the features. Both parts share the model's own modules: to train the rest is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,25 +144,22 @@ def _after(model: nn.Module, graph: fx.Graph, names: Sequence[str]) -> fx.GraphM
 
 def _ancestors(nodes: Sequence[fx.Node], stop: set[fx.Node] | None = None) -> set[fx.Node]:
     """These operations and all that they depend on; nothing beyond those of `stop`."""
-    found: set[fx.Node] = set()
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting += [] if stop and node in stop else node.all_input_nodes
-    return found
+    return _reached(nodes, lambda node: () if stop and node in stop else node.all_input_nodes)
 
 
 def _descendants(nodes: Sequence[fx.Node]) -> set[fx.Node]:
     """These operations and all that depend on them."""
+    return _reached(nodes, lambda node: node.users)
+
+
+def _reached(nodes: Sequence[fx.Node], following: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
     found: set[fx.Node] = set()
     waiting = list(nodes)
     while waiting:
         node = waiting.pop()
         if node not in found:
             found.add(node)
-            waiting += node.users
+            waiting += following(node)
     return found
 
 
