@@ -136,7 +136,7 @@ async def _check(service: Service, upload: Upload) -> dict[str, Any]:
     payload = {"archive": str(upload.archive), "folder": str(upload.folder), "bounds": bounds}
 
     def call() -> dict[str, Any]:
-        return service.sandbox.call("core.uploads:unpack_request", payload, limits=limits)
+        return service.sandbox.call("core.data.uploads:unpack_request", payload, limits=limits)
 
     try:
         return await anyio.to_thread.run_sync(call, limiter=service.check_slots)

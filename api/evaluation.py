@@ -55,7 +55,7 @@ async def get_samples(job_id: JobId, service: Svc, step: Step) -> Response:
         raise ProblemError.of_faults("invalid-parameter", [fault])
     fingerprint = job.plan.get("dataset", {}).get("fingerprint")
     payload = {"spec": job.spec, "places": service.settings.places(), "step": step, "fingerprint": fingerprint}
-    derived = await plans.ask(service, "core.forensics:samples_request", payload)
+    derived = await plans.ask(service, "core.data.forensics:samples_request", payload)
     if derived["found"] is None:
         told = f"its fingerprint is {derived['fingerprint'][:12]}… now, and was {fingerprint[:12]}… when the job was submitted"
         detail = f"'{job.spec['dataset']['source']}' has changed, so nobody can tell what job {job_id} trained on: {told}"

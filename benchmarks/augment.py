@@ -2,10 +2,10 @@
 
 python benchmarks/augment.py            about half a minute on two idle cores
 
-Batches of 64 noisy RGB images of 32 px, as the loader has them in memory (uint8). Ours is `core.augment.Pipeline`; torchvision's
-is a `Compose` of its own transforms with the same keywords, on each image as a float tensor, then `torch.stack`. They take turns,
-a batch each, so that a slow moment of the machine falls on both; the figures are medians. Beside them stands what a preset takes
-of a training step of a ResNet-18 on such a batch.
+Batches of 64 noisy RGB images of 32 px, as the loader has them in memory (uint8). Ours is `core.augmentation.augment.Pipeline`;
+torchvision's is a `Compose` of its own transforms with the same keywords, on each image as a float tensor, then `torch.stack`.
+They take turns, a batch each, so that a slow moment of the machine falls on both; the figures are medians. Beside them stands
+what a preset takes of a training step of a ResNet-18 on such a batch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torchvision
 from torch import Tensor
 from torchvision.transforms import v2
 
-from core import augment
+from core.augmentation import augment
 from core.resolve import IMAGENET
 from core.spec import Augmentation
 

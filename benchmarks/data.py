@@ -23,13 +23,13 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from core.batches import Loader, Preprocessing, make_loader
-from core.datasets import Images, open_dataset
+from core.data.batches import Loader, Preprocessing, make_loader
+from core.data.datasets import Images, open_dataset
+from core.data.placing import Tier
+from core.data.tiers import TierName
 from core.places import Places
-from core.placing import Tier
 from core.resolve import IMAGENET
 from core.spec import DatasetSpec, LoaderSpec
-from core.tiers import TierName
 
 
 def draw(folder: Path, images: int, side: int) -> None:

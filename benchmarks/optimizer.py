@@ -3,7 +3,7 @@
 python benchmarks/optimizer.py       about two minutes on two idle cores; on a GPU where there is one
 
   article   `torch.optim.Adam([{"params": p, "lr": …} for p in model.parameters()])`: a group for each parameter, as torch runs it
-  ours      what `core.groups` makes of the same spec, a group for each parameter
+  ours      what `core.optimizer.groups` makes of the same spec, a group for each parameter
   plain     `torch.optim.Adam(model.parameters(), fused=True)`: one fused group, which the others are measured by
 
 Each model's parameters and gradients are shared, each layout has its own state. The layouts take turns, a step each, in every
@@ -27,7 +27,7 @@ from loop import machine
 from torch import nn
 from torch.optim import Optimizer
 
-from core.groups import build_optimizer
+from core.optimizer.groups import build_optimizer
 from core.spec import OptimizerSpec
 
 MODELS = ("resnet18", "resnet50", "efficientnet_b0", "vit_b_16")

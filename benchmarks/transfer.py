@@ -32,10 +32,10 @@ CLASSES = 1000
 
 def graft(model: nn.Module, path: Path) -> None:
     """Plan, check and load, with the report that comes of it."""
-    from core.heads import Head  # noqa: PLC0415  (the others need none of it)
     from core.places import Places  # noqa: PLC0415
     from core.spec import PretrainedSpec  # noqa: PLC0415
-    from core.weights import apply_transfer, plan_transfer, read  # noqa: PLC0415
+    from core.transfer.heads import Head  # noqa: PLC0415  (the others need none of it)
+    from core.transfer.weights import apply_transfer, plan_transfer, read  # noqa: PLC0415
 
     head = Head(frozenset({"heads.head.weight", "heads.head.bias"}), ("heads.head",))
     source = read(f"file:{path.name}", Places(inputs=path.parent))

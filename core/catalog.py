@@ -9,12 +9,13 @@ import torch
 from torch.optim import Optimizer, lr_scheduler
 from torchvision import models as vision
 
-from core import augment, timm_models
-from core.curves import FORMS
-from core.datasets import dataset_sources
+from core import timm_models
+from core.augmentation import augment
+from core.data.datasets import dataset_sources
 from core.errors import SpecError, did_you_mean
 from core.keywords import keyword_defaults
-from core.losses import loss_table
+from core.loss.losses import loss_table
+from core.optimizer.curves import FORMS
 
 REFUSED_OPTIMIZERS = {
     "LBFGS": "evaluates the loss several times a step, which the loop does not do",

@@ -65,7 +65,7 @@ class Places(BaseModel):
     plugins_dir: Path | None = None
     download: bool = False
     resident_bytes: int | None = None
-    """Decoded images that may be held on the device; None leaves it to `core.placing`."""
+    """Decoded images that may be held on the device; None leaves it to `core.data.placing`."""
     image_cache_bytes: int = 64 << 30
     """Decoded images that may be kept on disk."""
     pinned: dict[str, PinnedWeights] = {}
@@ -78,7 +78,7 @@ class Places(BaseModel):
 
     @property
     def images_cache(self) -> Path:
-        """Decoded images (`core.image_cache`). It may be deleted at any time."""
+        """Decoded images (`core.data.image_cache`). It may be deleted at any time."""
         return self.cache / "images"
 
     def find(self, pinned: PinnedWeights) -> Path | None:

@@ -14,30 +14,35 @@ from pydantic import BaseModel, ValidationError
 from torch import nn
 from torch.optim import Optimizer
 
-from core import augment, features, left_out, mixing, schedules, sources, weights
-from core import groups as grouping
-from core.assignment import Group
-from core.assignment import resolve as resolve_groups
-from core.batches import Loader, Preprocessing, batch_bounds, make_loader, steps_per_epoch
-from core.datasets import Dataset, open_dataset
+from core.augmentation import augment
+from core.data import mixing
+from core.data.batches import Loader, Preprocessing, batch_bounds, make_loader, steps_per_epoch
+from core.data.datasets import Dataset, open_dataset
+from core.data.placing import Tier, choose, room_on
+from core.data.tiers import TierName
 from core.errors import DataError, Fault, SpecError, TransferError
 from core.events import GroupsData, TransferData
-from core.features import Featured, FeatureFacts
 from core.figures import figures_of
-from core.freezing import freeze
-from core.heads import Head
-from core.hyperparameters import check_optimizer
-from core.losses import build_loss, check_outputs, loss_notes, make_loss
-from core.models import build_model, find_head, get_model
-from core.norms import of_another_kind
+from core.loss.losses import build_loss, check_outputs, loss_notes, make_loss
+from core.models import features
+from core.models.build import build_model, find_head, get_model
+from core.models.features import Featured, FeatureFacts
+from core.models.norms import of_another_kind
+from core.optimizer import groups as grouping
+from core.optimizer import schedules
+from core.optimizer.assignment import Group
+from core.optimizer.assignment import resolve as resolve_groups
+from core.optimizer.freezing import freeze
+from core.optimizer.hyperparameters import check_optimizer
 from core.places import PinnedWeights, Places
-from core.placing import Tier, choose, room_on
-from core.ranks import Ranks
-from core.recipe import Recipe, make_recipe
 from core.resolve import resolve
 from core.shapes import run_shapes, shapes_of
 from core.spec import JobSpec, LossSpec, Task, faults_of
-from core.tiers import TierName
+from core.training import left_out
+from core.training.ranks import Ranks
+from core.training.recipe import Recipe, make_recipe
+from core.transfer import sources, weights
+from core.transfer.heads import Head
 from core.trial import Memory, check_forward, memory
 
 _STAND_IN = 10  # classes to build the model for where the dataset could not be opened, so that its own faults are found
@@ -122,7 +127,7 @@ class Plan(BaseModel):
     groups: GroupsData
     steps: Steps
     lr: dict[str, list[tuple[int, float]]]
-    """Per group its curve as (step, lr): see `core.curves.Curve.points`."""
+    """Per group its curve as (step, lr): see `core.optimizer.curves.Curve.points`."""
     momentum: dict[str, list[tuple[int, float]]]
     """The same of momentum, or of the first of betas, for the groups whose schedule moves it."""
     features: FeatureFacts | None

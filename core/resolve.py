@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from core import augment
-from core.batches import Preprocessing
-from core.curves import PLATEAU
-from core.datasets import Dataset
+from core.augmentation import augment
+from core.data.batches import Preprocessing
+from core.data.datasets import Dataset
 from core.figures import FIGURES, OWN
-from core.losses import resolve_loss
-from core.models import size_keyword, takes
+from core.loss.losses import resolve_loss
+from core.models.build import size_keyword, takes
+from core.optimizer.curves import PLATEAU
 from core.places import Places
-from core.sources import preprocessing_of
 from core.spec import JobSpec, ScheduleSpec, Task
+from core.transfer.sources import preprocessing_of
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and std of ImageNet's RGB images in 0..1 (torchvision's presets)."""

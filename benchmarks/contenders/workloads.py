@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from core.batches import Preprocessing, make_loader
-from core.datasets import open_dataset
-from core.models import build_model
+from core.data.batches import Preprocessing, make_loader
+from core.data.datasets import open_dataset
+from core.models.build import build_model
 from core.places import Places
 from core.resolve import IMAGENET
 from core.spec import JobSpec

@@ -16,7 +16,7 @@ from safetensors.torch import save, save_file
 from torchvision.models import squeezenet1_1
 
 from api import schemas
-from core.models import get_model
+from core.models.build import get_model
 from core.places import Places
 from core.spec import JobSpec
 from store import commands, pins

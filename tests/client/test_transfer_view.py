@@ -9,11 +9,11 @@ from rich.console import Console, RenderableType
 from torchvision.models import resnet152
 
 from client.transfer import quantity, transfer_view
-from core.heads import Head
 from core.shapes import shapes_of
 from core.spec import PretrainedSpec
-from core.statefiles import Entry, Source
-from core.weights import plan_transfer
+from core.transfer.heads import Head
+from core.transfer.statefiles import Entry, Source
+from core.transfer.weights import plan_transfer
 
 Row = dict[str, Any]
 FC = ("fc.weight", "fc.bias")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from core import datasets
-from core.images import Part
+from core.data import datasets
+from core.data.images import Part
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "by_hand.py"
 

@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 
 from client.specs import read_spec
 from core.errors import SpecError
-from core.evaluation import evaluate
 from core.events import CheckpointData, Iteration
-from core.loop import fit
 from core.places import PinnedWeights, Places
 from core.plan import plan, plan_request, prepare
 from core.spec import JobSpec
+from core.training.evaluation import evaluate
+from core.training.loop import fit
 
 DIGITS = {"dataset": {"source": "sklearn:digits"}, "model": {"name": "torchvision:resnet18"}}
 

@@ -12,12 +12,12 @@ from torch import nn
 
 from core.adjustments import Adjustments
 from core.errors import TrainingError
-from core.evaluation import evaluate
 from core.events import AdjustedData, CheckpointData, Data, EpochData, Iteration, RewoundData
-from core.loop import fit
 from core.places import Places
-from core.ranks import join
 from core.spec import JobSpec, Task
+from core.training.evaluation import evaluate
+from core.training.loop import fit
+from core.training.ranks import join
 
 
 class Plain(nn.Sequential):

@@ -1,0 +1,1 @@
+"""Augmentation: operations in batch, with draws of its own for each image."""

@@ -1,0 +1,293 @@
+"""Batches: the order of samples as a function of (seed, epoch), images decoded once where they fit, changed on the device.
+
+Images travel and are held as uint8, square, with their own number of channels; only a batch becomes float32. It is augmented
+first, then normalised, then mixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from core.augmentation.augment import Pipeline
+from core.data.images import Images
+from core.data.mixing import Batch, Mixing
+from core.data.placing import OnCorrupt, Tier, choose, place, room_on, unreadable
+from core.data.tiers import Bounds, Source, TierName
+from core.errors import DataError, SpecError
+from core.places import Places
+from core.randomness import generator
+from core.spec import JobSpec, LoaderSpec
+
+Triple = tuple[float, float, float]
+_ORDER = 0  # keys the draw of an epoch's order apart from that of the held-out samples
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images reach the model: float32 [B, 3, size, size], (x / 255 - mean) / std."""
+
+    size: int
+    mean: Triple
+    std: Triple
+
+    @classmethod
+    def of(cls, size: int, mean: Sequence[float], std: Sequence[float]) -> Preprocessing:
+        """As libraries and files say it: of grey images one value, which is for all three channels."""
+        return cls(int(size), _triple(mean), _triple(std))
+
+
+class Loader:
+    """One split as batches of (images float32 [B, 3, S, S], labels int64 [B]), both on the device; mixed labels are float32.
+
+    `tier`: `resident` (held as uint8 on the device), `cached` (decoded once, on disk) or `streaming` (decoded each epoch).
+    `bytes`: of the split, decoded.
+    """
+
+    def __init__(
+        self, source: Source, labels: Tensor, preprocessing: Preprocessing, *,
+        bounds: Bounds, shuffle_seed: int | None, on_corrupt: OnCorrupt = "fail", train: bool = True,
+        augment: Pipeline | None = None, mixing: Mixing | None = None,
+    ) -> None:  # fmt: skip
+        self.tier: TierName = source.tier
+        self.bytes = source.bytes
+        self.samples = bounds[-1][1]
+        """Samples of the first epoch: fewer than the split has where the ragged batch, or what cannot be read, is left out."""
+        self.corrupt: dict[int, str] = {}
+        """What cannot be read, by its index, and why: it is in no batch. More of it may be found while files stream."""
+        self.split = len(labels)
+        """Samples of the split."""
+        self.labels = labels
+        """Of all of them, on the device."""
+        self._source = source
+        self.bounds = bounds
+        """Where each batch begins and ends in the epoch's order, whatever is left out."""
+        self._shuffle_seed = shuffle_seed
+        self._augment = augment
+        self._mixing = mixing
+        self._on_corrupt = on_corrupt
+        self._train = train
+        self._normalise = Normalise(preprocessing, labels.device)
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return len(self.bounds)
+
+    def sizes(self, epoch: int = 0) -> list[int]:
+        """The samples of each batch, over all ranks; it depends on the epoch where some cannot be read."""
+        return [last - first for first, last in self._readable(epoch)[1]]
+
+    def leave_out(self, corrupt: Mapping[int, str]) -> None:
+        """From the next epoch on these samples are in no batch, wherever they would be: a batch is smaller then, not another."""
+        self.corrupt |= corrupt
+        self.samples = sum(self.sizes())
+
+    def batches(
+        self, epoch: int, start: int = 0, *, step: int = 1, rank: int = 0, ranks: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one epoch, each `step`th from number `start` on: a slice, nothing before it is read.
+
+        With `ranks` only the share of `rank` in each is read, which is empty where there are fewer samples than ranks; the order
+        is the same for any number of them. Draws nothing from the global random state. Raises DataError, which names the file,
+        where an image cannot be read and may not be left out. Of validation a batch of which nothing is left is none.
+        """
+        order, bounds = self._shares(epoch, start, step, rank, ranks)
+        if self._mixing and ranks > 1:
+            order, bounds = _with_partners(order, self._readable(epoch)[1][start::step], bounds)
+        on_device = order.to(self.labels.device)
+        pieces = self._source.batches(order, bounds)
+        for (first, last), (pixels, lost) in zip(bounds, pieces, strict=True):
+            images, asked, samples = pixels, order[first:last], on_device[first:last]
+            if lost:
+                left = self._left(lost, asked, shared=ranks > 1)
+                if not len(left) and not self._train:
+                    continue
+                there = left.to(self.labels.device)
+                images, asked, samples = pixels[there], asked[left], samples[there]
+            changed = self._augment(images, epoch, asked) if self._augment else images
+            batch = self._normalise(changed), self.labels.index_select(0, samples)
+            yield _mixed(self._mixing, batch, epoch, samples, alone=ranks == 1) if self._mixing else batch
+
+    def indices(self, epoch: int, start: int = 0, *, step: int = 1, rank: int = 0, ranks: int = 1) -> Iterator[Tensor]:
+        """The numbers of the samples of the batches that `batches` gives with the same arguments, int64 [B] on the device."""
+        order, bounds = self._shares(epoch, start, step, rank, ranks)
+        on_device = order.to(self.labels.device)
+        return (on_device[first:last] for first, last in bounds)
+
+    def images(self, indices: Tensor) -> Tensor:
+        """The images of these samples, as the model takes them."""
+        asked = indices.cpu()
+        ((pixels, lost),) = self._source.batches(asked, [(0, len(asked))])
+        self._all_but_known(lost, asked)
+        return self._normalise(pixels)
+
+    def straight(self, size: int) -> Iterator[Tensor]:
+        """The images of the whole split in the order of its samples, `size` together, as the model takes them.
+
+        What is left out is among them, black.
+        """
+        order = torch.arange(len(self.labels))
+        bounds = [(first, min(first + size, len(order))) for first in range(0, len(order), size)]
+        for (first, last), (pixels, lost) in zip(bounds, self._source.batches(order, bounds), strict=True):
+            self._all_but_known(lost, order[first:last])
+            yield self._normalise(pixels)
+
+    def order(self, epoch: int) -> Tensor:
+        """The indices of the samples in the order of that epoch, int64 [N]: a function of (seed, epoch) alone."""
+        return epoch_order(len(self.labels), self._shuffle_seed, epoch)
+
+    def kept(self, epoch: int) -> Tensor:
+        """The same, without what cannot be read."""
+        return self._readable(epoch)[0]
+
+    def close(self) -> None:
+        """End the reading processes, if there are any."""
+        self._source.close()
+
+    def _readable(self, epoch: int) -> tuple[Tensor, Bounds]:
+        """The order of an epoch without what cannot be read, and where each batch begins and ends in that."""
+        order = self.order(epoch)
+        if not self.corrupt:
+            return order, self.bounds
+        sound = torch.ones(len(order), dtype=torch.bool)
+        sound[list(self.corrupt)] = False
+        kept = sound[order]
+        before = [0, *kept.cumsum(0).tolist()]
+        return order[kept], [(before[first], before[last]) for first, last in self.bounds]
+
+    def _shares(self, epoch: int, start: int, step: int, rank: int, ranks: int) -> tuple[Tensor, Bounds]:
+        """The order of an epoch, and where in it a rank's shares of its batches are."""
+        order, bounds = self._readable(epoch)
+        shares = [_share(first, last, rank, ranks) for first, last in bounds[start::step]]
+        return order, shares if self._train else [(first, last) for first, last in shares if first < last]
+
+    def _all_but_known(self, lost: Mapping[int, str], asked: Tensor) -> None:
+        """Raise DataError where some of what was `asked` for could not be read, and nobody knew of that."""
+        for position, message in lost.items():
+            if int(asked[position]) not in self.corrupt:
+                raise unreadable(message)
+
+    def _left(self, lost: Mapping[int, str], asked: Tensor, *, shared: bool) -> Tensor:
+        """Where in a batch that was `asked` for the others are, once some could not be read that nobody knew of."""
+        message = next(iter(lost.values()))
+        if self._on_corrupt == "fail":
+            raise unreadable(message)
+        if shared:  # the other ranks count on this one's samples
+            raise DataError(f"{message}; it could be read when the job began", "Submit the job again: it will be left out.")
+        self.corrupt |= {int(asked[position]): why for position, why in lost.items()}
+        if len(lost) == len(asked) and self._train:
+            raise unreadable(f"of a batch of {len(asked)} images none can be read; {message}")
+        return torch.tensor([position for position in range(len(asked)) if position not in lost], dtype=torch.int64)
+
+
+def make_loader(
+    images: Images, spec: LoaderSpec, preprocessing: Preprocessing, *,
+    channels: int, seed: int, train: bool, device: torch.device, places: Places,
+    tier: Tier | None = None, on_corrupt: OnCorrupt = "fail", say: Callable[[str], None] = print,
+    augment: Pipeline | None = None, mixing: Mixing | None = None,
+) -> Loader:  # fmt: skip
+    """The batches of a split, in its `tier` (`core.data.placing.choose`; left out, it is chosen here).
+
+    They are decoded at the size that `augment` wants them at. Only a training split is shuffled, and loses its last, ragged
+    batch with `drop_last`. Raises SpecError where that leaves nothing, and DataError, which names the file, where an image
+    cannot be read and `on_corrupt` is "fail".
+    """
+    if not train:
+        spec = spec.model_copy(update={"drop_last": False})
+    bounds = batch_bounds(len(images), spec)
+    if not bounds:
+        raise SpecError.at(
+            "/loader/drop_last",
+            f"{len(images)} training images are less than one batch of {spec.batch_size}: nothing is left; lower batch_size",
+        )
+    size = augment.held if augment else preprocessing.size
+    tier = tier or choose(images, size, channels, places, room_on(device, places))
+    source, corrupt = place(
+        images, size, channels, tier, workers=spec.workers, corrupt=on_corrupt, device=device, places=places, say=say
+    )
+    loader = Loader(
+        source, images.labels.to(device), preprocessing,
+        bounds=bounds, shuffle_seed=seed if train and spec.shuffle else None, on_corrupt=on_corrupt, train=train,
+        augment=augment, mixing=mixing,
+    )  # fmt: skip
+    loader.leave_out(corrupt)
+    return loader
+
+
+def epoch_order(samples: int, seed: int | None, epoch: int) -> Tensor:
+    """The indices of a split in the order of an epoch, int64 [N]: a function of (seed, epoch); None leaves them as they are."""
+    if seed is None:
+        return torch.arange(samples)
+    return torch.randperm(samples, generator=generator(seed, _ORDER, epoch))
+
+
+def steps_per_epoch(samples: int, spec: JobSpec) -> int:
+    """Optimizer steps of a training epoch, the last one of fewer batches where they do not divide; 0 where there is no batch."""
+    return -(-len(batch_bounds(samples, spec.loader)) // spec.training.accumulate)
+
+
+def batch_bounds(samples: int, spec: LoaderSpec) -> Bounds:
+    """Where each batch begins and ends in the epoch's order.
+
+    The last, ragged one is kept unless `drop_last`; a lone last sample joins the batch before it, for BatchNorm cannot train
+    on one.
+    """
+    size = spec.batch_size
+    bounds = [(first, min(first + size, samples)) for first in range(0, samples, size)]
+    ragged = samples % size
+    if ragged and spec.drop_last:
+        bounds.pop()
+    elif ragged == 1 and len(bounds) > 1:
+        bounds[-2:] = [(bounds[-2][0], samples)]
+    return bounds
+
+
+def _share(first: int, last: int, rank: int, ranks: int) -> tuple[int, int]:
+    """Which part of a batch is a rank's: consecutive samples, their numbers alike to one."""
+    samples = last - first
+    return first + samples * rank // ranks, first + samples * (rank + 1) // ranks
+
+
+def _with_partners(order: Tensor, whole: Bounds, shares: Bounds) -> tuple[Tensor, Bounds]:
+    """The samples of a rank's shares, in each those that mirror them in the whole batch after them, and where each begins."""
+    pieces, bounds, end = [order[:0]], [], 0
+    for (first, last), (begin, stop) in zip(whole, shares, strict=True):
+        pieces += [order[begin:stop], order[first + last - stop : first + last - begin].flip(0)]
+        bounds.append((end, end := end + 2 * (stop - begin)))
+    return torch.cat(pieces), bounds
+
+
+def _mixed(mixing: Mixing, batch: Batch, epoch: int, samples: Tensor, *, alone: bool) -> Batch:
+    """Of one rank of several a batch has the samples of its share first, then their partners."""
+    images, labels = batch
+    if alone:
+        return mixing(batch, (images.flip(0), labels.flip(0)), epoch, samples)
+    own = len(samples) // 2
+    return mixing((images[:own], labels[:own]), (images[own:], labels[own:]), epoch, samples[:own])
+
+
+class Normalise:
+    """uint8, or floats from 0 to 1, [B, 1 or 3, S, S] to float32 [B, 3, S, S]; grey becomes three equal channels.
+
+    One fused multiply-add.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
+        mean = torch.tensor(preprocessing.mean, dtype=torch.float64)
+        std = torch.tensor(preprocessing.std, dtype=torch.float64)
+        self._scale = (1 / (255 * std)).view(1, 3, 1, 1).to(torch.float32).to(device)
+        self._unit_scale = (1 / std).view(1, 3, 1, 1).to(torch.float32).to(device)
+        self._shift = (-mean / std).view(1, 3, 1, 1).to(torch.float32).to(device)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """A new tensor."""
+        scale = self._scale if pixels.dtype == torch.uint8 else self._unit_scale
+        return torch.addcmul(self._shift, pixels.to(torch.float32), scale)
+
+
+def _triple(values: Sequence[float]) -> Triple:
+    red, green, blue = (float(value) for value in ([*values] * 3 if len(values) == 1 else values))
+    return red, green, blue

@@ -1,0 +1,1 @@
+"""Losses by name, in the form that the targets of a dataset need."""

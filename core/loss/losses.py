@@ -1,0 +1,184 @@
+"""Losses of torch.nn: made by name, weighted, and given the targets of a dataset in the form that each takes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core.data.datasets import Dataset
+from core.data.targets import Converting, Form
+from core.errors import Fault, SpecError, did_you_mean, pointer_of
+from core.keywords import check_keywords, keyword_defaults, tensor_keywords
+from core.loss.balance import BALANCED, class_weights, positive_weights
+from core.loss.fitting import ADVICE, GIVEN, NATURAL, TARGETS, UnfitError, form_of
+from core.spec import DEFAULT_LOSSES, LossSpec, Task
+
+_NAME = "/loss/name"
+_SHOWN = 100  # the most classes whose balanced weights stand in the resolved spec
+_REFUSED_KEYWORDS = {
+    "size_average": "torch has deprecated it; leave it out",
+    "reduce": "torch has deprecated it; leave it out",
+    "device": "the loss goes where the model is; leave it out",
+    "dtype": "the loss has the model's type; leave it out",
+    "log_target": "the targets here are probabilities; leave it out",
+}
+_MEAN = {"KLDivLoss": "batchmean"}
+"""What the mean over samples is called where it is not `mean`: that of KLDivLoss divides by the classes too."""
+_WEIGHTED = {"CrossEntropyLoss": "weight", "MultiMarginLoss": "weight", "NLLLoss": "weight", "BCEWithLogitsLoss": "pos_weight"}
+"""The keyword that may be `balanced`."""
+
+
+def loss_names() -> list[str]:
+    """The loss classes of torch.nn."""
+    return sorted(name for name, value in vars(nn).items() if name.endswith("Loss") and inspect.isclass(value))
+
+
+def resolve_loss(spec: LossSpec, dataset: Dataset | None) -> LossSpec:
+    """With its name, by the dataset's task, and with balanced weights as numbers, unless there are more than a hundred.
+
+    Raises SpecError below /loss where nothing can be balanced.
+    """
+    named = _named(spec, dataset.task if dataset else "multiclass")
+    return named if dataset is None or len(dataset.classes) > _SHOWN else _balanced(named, dataset)[0]
+
+
+def make_loss(spec: LossSpec, dataset: Dataset) -> nn.Module:
+    """The loss, on the CPU, of outputs [B, K] and targets as the dataset has them. Raises SpecError below /loss."""
+    weighted, _ = _balanced(_named(spec, dataset.task), dataset)
+    loss = build_loss(weighted, dataset.task)
+    form: Form = NATURAL[dataset.task]
+    for images in (dataset.validation, dataset.train):
+        form = check_loss(loss, weighted, len(dataset.classes), images.labels, dataset.task)
+    return loss if form == NATURAL[dataset.task] else Converting(loss, form)
+
+
+def loss_notes(spec: LossSpec, dataset: Dataset, model: str) -> Iterator[str]:
+    """What a person should know of a loss that can be made: what it is given, its weights, what it expects of the model."""
+    spec = _named(spec, dataset.task)
+    loss = make_loss(spec, dataset)
+    if isinstance(loss, Converting):
+        yield f"{spec.name} is given the targets as {GIVEN[dataset.task, loss.form]}"
+    yield from _balanced(spec, dataset)[1]
+    of_library = model.startswith(("torchvision:", "timm:"))
+    if of_library and spec.name in ("NLLLoss", "KLDivLoss"):
+        yield f"{spec.name} takes log-probabilities, but this model gives logits; CrossEntropyLoss is what fits them"
+    if of_library and spec.name == "PoissonNLLLoss" and spec.keywords.get("log_input") is False:
+        yield "PoissonNLLLoss without log_input takes rates above 0, but this model gives any number; leave log_input out"
+
+
+def check_outputs(spec: LossSpec, model: str) -> None:
+    """Raise SpecError at /loss/name where what a model of a library gives would make the loss fail."""
+    if spec.name == "BCELoss" and model.startswith(("torchvision:", "timm:")):
+        raise SpecError.at(_NAME, "BCELoss takes probabilities, but this model gives logits; BCEWithLogitsLoss takes them")
+
+
+def build_loss(spec: LossSpec, task: Task = "multiclass") -> nn.Module:
+    """The loss alone, on the CPU; a list given for a tensor (`weight`) becomes one. Raises SpecError below /loss.
+
+    `balanced` is left out: what it stands for is the dataset's.
+    """
+    name = spec.name or DEFAULT_LOSSES[task]
+    if name not in loss_names():
+        raise SpecError.at(_NAME, f"torch.nn has no loss '{name}'.{did_you_mean(name, loss_names())}")
+    target = getattr(nn, name)
+    mean = _MEAN.get(name, "mean")
+    given = {key: value for key, value in spec.keywords.items() if not (value == BALANCED and _WEIGHTED.get(name) == key)}
+    faults = [
+        Fault(fault.pointer, fault.message.replace("a list of numbers", f"a list of numbers or '{BALANCED}'"))
+        if fault.pointer == f"/loss/{_WEIGHTED.get(name)}"
+        else fault
+        for fault in check_keywords(target, given, "/loss", refused=_REFUSED_KEYWORDS)
+    ]
+    if given.get("reduction", mean) != mean:
+        faults.append(Fault("/loss/reduction", f"an iteration's loss is the mean over its batch; only '{mean}' is served"))
+    if faults:
+        raise SpecError(*faults)
+    tensors = tensor_keywords(target)
+    keywords = {key: _tensor(value) if key in tensors else value for key, value in given.items()}
+    if name in _MEAN:
+        keywords["reduction"] = mean
+    try:
+        loss: nn.Module = target(**keywords)
+    except Exception as error:
+        raise SpecError.at(_only_keyword(spec), f"{name} cannot be made: {error}. {ADVICE[task]}") from error
+    return loss
+
+
+def check_loss(loss: nn.Module, spec: LossSpec, classes: int, labels: Tensor, task: Task = "multiclass") -> Form:
+    """The form in which the loss that was built of `spec` takes `labels`. Raises SpecError below /loss where it fits none."""
+    for key in ("weight", "pos_weight"):
+        given = spec.keywords.get(key)
+        if isinstance(given, list) and len(given) != classes:
+            raise SpecError.at(f"/loss/{key}", f"it has {len(given)} numbers, but the dataset has {classes} classes")
+    try:
+        return form_of(loss, classes, labels, task)
+    except UnfitError as error:
+        if spec.keywords and _fits_without(spec, classes, labels, task):
+            raise SpecError.at(_only_keyword(spec), f"{spec.name} refuses it: {error}") from error
+        raise SpecError.at(_NAME, f"{spec.name} does not fit {TARGETS[task]}: {error}. {ADVICE[task]}") from error
+
+
+def loss_table() -> dict[str, Any]:
+    """Every loss: its keywords, what it is given as targets of the tasks that it fits, and why it does not fit the others."""
+    return {
+        name: {"keywords": keyword_defaults(getattr(nn, name), (*_REFUSED_KEYWORDS, "reduction")), **_tasks(name)}
+        for name in loss_names()
+    }
+
+
+def _tasks(name: str) -> dict[str, Any]:
+    labels: dict[Task, Tensor] = {
+        "multiclass": torch.tensor([0, 1]),
+        "multilabel": torch.tensor([[0.0, 1, 1], [1, 0, 0]]),
+        "regression": torch.tensor([[0.5, 0.1, 0.2], [0.3, 0.9, 0.7]]),
+    }
+    targets: dict[str, str] = {}
+    unfit: dict[str, str] = {}
+    for task, some in labels.items():
+        try:
+            targets[task] = GIVEN[task, form_of(build_loss(LossSpec(name=name)), 3, some, task)]
+        except UnfitError as error:
+            unfit[task] = str(error)
+        except SpecError as error:
+            unfit[task] = error.faults[0].message.removesuffix(f". {ADVICE['multiclass']}")
+    return {"targets": targets, "unfit": unfit, "refused": None if targets else next(iter(unfit.values()))}
+
+
+def _named(spec: LossSpec, task: Task) -> LossSpec:
+    return spec.model_copy(update={"name": spec.name or DEFAULT_LOSSES[task]})
+
+
+def _balanced(spec: LossSpec, dataset: Dataset) -> tuple[LossSpec, list[str]]:
+    """The spec with its balanced weights as numbers, and notes on them. Raises SpecError where nothing can be balanced."""
+    key = next((key for key in ("weight", "pos_weight") if spec.keywords.get(key) == BALANCED), None)
+    if key is None:
+        return spec, []
+    if _WEIGHTED.get(str(spec.name)) != key:
+        able = ", ".join(f"{name} ({its})" for name, its in _WEIGHTED.items())
+        raise SpecError.at(f"/loss/{key}", f"'{BALANCED}' is not for {spec.name}; there are {able}; or give numbers")
+    if dataset.task == "regression":
+        raise SpecError.at(f"/loss/{key}", f"'{BALANCED}' weighs classes, and the dataset's targets are numbers; leave it out")
+    make = class_weights if key == "weight" else positive_weights
+    weights, notes = make(dataset.train.labels, dataset.classes)
+    return LossSpec.model_validate({**spec.model_dump(), key: weights}), notes
+
+
+def _fits_without(spec: LossSpec, classes: int, labels: Tensor, task: Task) -> bool:
+    """Whether that loss fits without keywords."""
+    try:
+        form_of(build_loss(LossSpec(name=spec.name)), classes, labels, task)
+    except (SpecError, UnfitError):
+        return False
+    return True
+
+
+def _only_keyword(spec: LossSpec) -> str:
+    return pointer_of("loss", *spec.keywords) if len(spec.keywords) == 1 else "/loss"
+
+
+def _tensor(value: Any) -> Any:
+    return torch.tensor(value, dtype=torch.float32) if isinstance(value, list) else value

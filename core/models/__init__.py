@@ -1,0 +1,1 @@
+"""Models: built for the dataset, and what is known of their modules."""

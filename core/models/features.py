@@ -1,0 +1,209 @@
+"""A frozen backbone is run once: an image's features are the same each epoch, so an epoch costs what trains, and no more.
+
+It is done where nothing is lost by it: the images are not augmented, the frozen part is frozen for two epochs or more, and what
+it makes of all images fits in memory. The losses are those of the plain run, within the rounding of another batch size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from core.data.batches import Loader
+from core.data.placing import room_on
+from core.models.cut import Cut, cut, is_sound
+from core.optimizer.freezing import Freezes
+from core.places import Places
+from core.spec import JobSpec
+
+Runner = Callable[[Tensor, Callable[[Tensor], Any]], Any]
+"""Calls a part of a model on images, as they are to be run: in their precision and layout."""
+_WIDEST = 4
+"""Numbers of features for each number of an image: beyond that they take more room than the work they save is worth."""
+_CHUNK = 64  # images that go through the frozen part together, whatever the batch size: the same bits for each
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the frozen part of a model makes of a batch, in the place of its images: tensors [B, …]."""
+
+    tensors: list[Tensor]
+    images: Callable[[], Tensor]
+    """Reads the images themselves: the frozen part may thaw between the batch and its step."""
+
+
+class FeatureFacts(BaseModel):
+    """Whether the frozen part is run once over the dataset, and its outputs are kept. `bytes`: of both splits."""
+
+    once: bool
+    reason: str
+    shapes: list[list[int]] = []
+    """Of one image's features."""
+    bytes: int = 0
+
+
+class Backbone:
+    """The frozen part of a model that trains, and the rest: `core.training.recipe.Recipe` runs it in the model's place."""
+
+    def __init__(self, made: Cut, model: nn.Module, runs: Runner) -> None:
+        self._cut = made
+        self._model = model
+        self._runs = runs
+        self._forgotten = False
+        self._frozen = list(made.before.parameters())
+
+    @property
+    def holds(self) -> bool:
+        """Whether the frozen part is still as it was. Once it is not, features are no longer used, even if it freezes again."""
+        if not self._forgotten and any(one.requires_grad for one in self._frozen):
+            self._forgotten = True
+        return not self._forgotten
+
+    @property
+    def validates(self) -> bool:
+        """Whether features do for eval mode, too."""
+        return self._cut.after_eval is not None
+
+    def forget(self) -> None:
+        """The groups were frozen or thawed by hand: from here on the model is run whole."""
+        self._forgotten = True
+
+    def recall(self) -> None:
+        """The job stands at a checkpoint again, as a new one would: whether it holds is seen anew."""
+        self._forgotten = False
+
+    @torch.no_grad()
+    def of(self, loader: Loader) -> list[Tensor]:
+        """The features of a whole split, in the order of its samples: tensors [N, …] on the device."""
+        made: list[Tensor] = []
+        first = 0
+        for images in loader.straight(_CHUNK):
+            parts = self._runs(images, self._cut.before)
+            if not made:
+                made = [one.new_empty([loader.split, *one.shape[1:]]) for one in parts]
+            for whole, part in zip(made, parts, strict=True):
+                whole[first : first + len(part)] = part
+            first += len(images)
+        return made
+
+    def __call__(self, features: Features) -> Any:
+        """What the model makes of a batch, from its features."""
+        after = self._cut.after if self._model.training else self._cut.after_eval
+        if after is None:
+            raise RuntimeError("there is no way from features to outputs in eval mode")
+        return after(*features.tensors)
+
+
+class Featured:
+    """A loader whose batches are (Features, targets), for as long as the frozen part is as it was; then those of the loader."""
+
+    def __init__(self, loader: Loader, backbone: Backbone) -> None:
+        self.tier = loader.tier
+        self._loader = loader
+        self._backbone = backbone
+        self._made: list[Tensor] = []
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return len(self._loader)
+
+    @property
+    def samples(self) -> int:
+        """Of an epoch, as the loader has it."""
+        return self._loader.samples
+
+    @property
+    def corrupt(self) -> dict[int, str]:
+        """What the loader leaves out."""
+        return self._loader.corrupt
+
+    def leave_out(self, corrupt: Mapping[int, str]) -> None:
+        """More of it, from the next epoch on."""
+        self._loader.leave_out(corrupt)
+
+    def sizes(self, epoch: int = 0) -> list[int]:
+        """The samples of each batch, over all ranks."""
+        return self._loader.sizes(epoch)
+
+    def kept(self, epoch: int) -> Tensor:
+        """The indices of the samples in the order of that epoch, without what cannot be read."""
+        return self._loader.kept(epoch)
+
+    def batches(
+        self, epoch: int, start: int = 0, *, step: int = 1, rank: int = 0, ranks: int = 1
+    ) -> Iterator[tuple[Any, Tensor]]:
+        """As the loader's, with features for images; they are made at the first call."""
+        shares = {"step": step, "rank": rank, "ranks": ranks}
+        for number, indices in enumerate(self._loader.indices(epoch, start, **shares)):
+            if not self._backbone.holds:
+                self._made = []
+                yield from self._loader.batches(epoch, start + number * step, **shares)
+                return
+            self._made = self._made or self._backbone.of(self._loader)
+            made = [one.index_select(0, indices) for one in self._made]
+            yield Features(made, partial(self._loader.images, indices)), self._loader.labels.index_select(0, indices)
+
+    def close(self) -> None:
+        """End the loader's reading processes, and let go of the features."""
+        self._made = []
+        self._loader.close()
+
+
+def foresee(
+    model: nn.Module, groups: Sequence[Freezes], spec: JobSpec, places: Places, *, size: int, images: int
+) -> tuple[Cut | None, FeatureFacts | None]:
+    """Whether the frozen part will be run once, and the cut for it. (None, None) where nothing is frozen.
+
+    `model` may be on the meta device, is frozen as in the first epoch, and is left in training mode; `images`: of both splits.
+    """
+    if not any(group.members and group.frozen_in(0) for group in groups):
+        return None, None
+    if (reason := _unfit(groups, spec)) is not None:
+        return None, FeatureFacts(once=False, reason=reason)
+    made = cut(model)
+    if isinstance(made, str):
+        return None, FeatureFacts(once=False, reason=made)
+    device = next(model.parameters()).device
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        features = made.before(torch.zeros(2, 3, size, size, device=device))
+    if not all(isinstance(one, Tensor) and one.ndim and len(one) == 2 for one in features):
+        return None, FeatureFacts(once=False, reason="what the frozen part makes is not one row for each image")
+    shapes = [list(one.shape[1:]) for one in features]
+    each = sum(one[0].numel() for one in features)
+    total = images * sum(one[0].numel() * one.element_size() for one in features)
+    told = FeatureFacts(once=False, reason="", shapes=shapes, bytes=total)
+    if each > _WIDEST * 3 * size * size:
+        reason = f"of an image of {3 * size * size} numbers the frozen part makes {each}: it is too early in the model"
+    elif total > (room := room_on(device, places).bytes):
+        reason = f"the features of all images take {total} bytes, and {room} may be held"
+    else:
+        reason = f"the frozen part gives the same each epoch: what {', '.join(made.names)} gives is kept"
+        return made, told.model_copy(update={"once": True, "reason": reason})
+    return None, told.model_copy(update={"reason": reason})
+
+
+def _unfit(groups: Sequence[Freezes], spec: JobSpec) -> str | None:
+    """Why the frozen part must be run each time, as far as the spec says so."""
+    if spec.dataset.augment not in ("none", []):
+        return "the images are augmented: they are not the same each epoch"
+    if spec.training.mixup is not None or spec.training.cutmix is not None:
+        return "the images are mixed: they are not the same each epoch"
+    if spec.training.epochs < 2 or not any(group.frozen_in(1) for group in groups):
+        return "it is frozen for one epoch: there is nothing to be saved"
+    return None
+
+
+def run_once(
+    made: Cut, model: nn.Module, loader: Loader, runs: Callable[[Tensor, Callable[[Tensor], Any]], Any]
+) -> Backbone | None:
+    """The backbone that gives features, if the graph does on a few real images what the model does; else None."""
+    images = next(iter(loader.straight(3)), None)
+    if images is None or len(images) < 2 or not is_sound(made, model, images, runs):
+        return None
+    return Backbone(made, model, runs)

@@ -1,0 +1,1 @@
+"""The optimizer over its parameter groups: who is in which, at which lr, and what may change while it trains."""

@@ -1,0 +1,1 @@
+"""Training: an epoch, a job, and what is kept of it."""

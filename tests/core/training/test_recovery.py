@@ -1,0 +1,249 @@
+"""Jobs that diverge, and go back: bit for bit the same, whenever they are killed.
+
+Seven steps an epoch. At its tenth step the schedule multiplies lr by 1e30: the loss of the eleventh is no number.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import closing
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sklearn import datasets
+
+from core.adjustments import RULES, Adjustment, Adjustments
+from core.errors import NonFiniteLossError
+from core.events import CheckpointData, Data, Iteration, Row, chunk, firings, fold, retained
+from core.places import Places
+from core.spec import JobSpec
+from core.training import readback
+from core.training.divergence import HaltedError
+from core.training.loop import fit
+
+BLOWS_UP = {"name": "MultiStepLR", "per": "step", "milestones": [9], "gamma": 1e30}
+HEALED = {"non_finite": "rollback", "lr_factor": 1e-30}
+Spec = Callable[..., JobSpec]
+
+
+class Log:
+    """What a job said, as the service stores it; and what it tells the next attempt."""
+
+    def __init__(self, spec: JobSpec, directory: Path) -> None:
+        self.spec, self.directory = spec, directory
+        self.rows: list[Row] = []
+        self.attempts = 0
+
+    def run(self, places: Places, events: int = 10**9, **more: Any) -> Log:
+        """An attempt, killed once it has said so many events; what it said of a firing not yet told whole is lost with it."""
+        if self.attempts:
+            more |= {
+                "resume": self.kept(),
+                "adjustments": Adjustments(self.adjusted()),
+                "fired": firings(self.of("rule", "rewound")),
+            }
+        self.attempts += 1
+        begin = len(self.rows)
+        with closing(fit(self.spec, places, self.directory / str(self.attempts), **more)) as job:
+            for item in job:
+                self._add(item)
+                if len(self.rows) - begin >= events:
+                    break
+        while isinstance(self.rows[-1].data, dict) and self.rows[-1].data.get("by") == RULES:
+            self.rows.pop()
+        return self
+
+    def _add(self, item: Iteration | tuple[int, Data]) -> None:
+        step, data = (item.step + 1, chunk([item])) if isinstance(item, Iteration) else item
+        values = data.model_dump(mode="json")
+        if isinstance(data, CheckpointData):
+            values["path"] = str(self.directory / str(self.attempts) / data.path)
+        self.rows.append(Row(len(self.rows) + 1, step, data.kind, values))
+
+    def of(self, *kinds: str) -> list[Row]:
+        return [row for row in self.rows if row.kind in kinds]
+
+    def valid(self, kind: str) -> list[dict[str, Any]]:
+        return [row.data for row in fold(self.rows) if row.kind == kind]
+
+    def kept(self) -> list[Path]:
+        written, rule = self.valid("checkpoint"), self.spec.checkpoint
+        steps = retained(written, rule.keep_last, rule.keep_best, rule.metric)
+        return [Path(data["path"]) for data in reversed(written) if data["step"] in steps]
+
+    def adjusted(self) -> list[Adjustment]:
+        return [
+            Adjustment(data["group"], {key: change["to"] for key, change in data["changes"].items()}, data["step"], data["by"],
+                       factor=data["factor"])
+            for data in self.valid("adjusted")
+        ]  # fmt: skip
+
+    def story(self) -> dict[str, Any]:
+        """All that must not depend on when it was killed: losses and lr, cuts, figures, the last checkpoint."""
+        place = Path(self.valid("checkpoint")[-1]["path"])
+        state = json.loads((place / "state.json").read_text())
+        progress = {key: value for key, value in state["progress"].items() if key != "seconds"}
+        return {
+            "losses": {data["first"]: (data["losses"], data["lr"]) for data in self.valid("iterations")},
+            "adjusted": self.valid("adjusted"),
+            "used": [one.nth for one in firings(self.of("rule", "rewound"))],
+            "figures": {data["step"]: (data["figures"], data["best"]) for data in self.valid("checkpoint")},
+            "end": (progress, state["values"], *(path.read_bytes() for path in sorted(place.glob("*.safetensors")))),
+        }
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some fifty jobs: each would read the digits from text, and wait for the disk at each checkpoint."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr(datasets, "load_digits", _digits)
+
+
+_digits = cache(datasets.load_digits)
+
+
+@pytest.fixture
+def spec(tiny_spec: Spec) -> Spec:
+    def make(divergence: Any, *, epochs: int = 2, **parts: Any) -> JobSpec:
+        groups = [{"name": "head", "params": "5.*", "lr": 0.02}]
+        parts = {
+            "loader": {"batch_size": 128},
+            "optimizer": {"name": "SGD", "lr": 0.01, "momentum": 0.9, "groups": groups},
+            "schedule": BLOWS_UP,
+            "checkpoint": {"every": {"steps": 2}, "keep_last": 2, "keep_best": 0},
+            "training": {"epochs": epochs, "divergence": divergence, "ema": 0.9, "accumulate": 2, "clip_grad_norm": 5.0},
+            **parts,
+        }
+        return tiny_spec(**parts)
+
+    return make
+
+
+@pytest.fixture(params=[2], ids=["two steps late"])
+def lag(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Losses come off the device at once, or as late as on a GPU."""
+    monkeypatch.setitem(readback._LAGS, "cpu", request.param)
+    return request.param
+
+
+def kinds(log: Log) -> list[tuple[str, int]]:
+    return [(row.kind, row.step) for row in log.of("rewound", "adjusted", "rule")]
+
+
+@pytest.mark.usefixtures("lag")
+def test_it_goes_back_to_a_checkpoint_from_before_and_goes_on_with_a_lower_lr(spec: Spec, places: Places, tmp_path: Path) -> None:
+    log = Log(spec(HEALED), tmp_path).run(places)
+    assert kinds(log) == [("rewound", 8), ("adjusted", 8), ("adjusted", 8), ("rule", 8)], (
+        "that of step 10 has the weights of the trouble"
+    )
+    (rule,) = log.valid("rule")
+    assert (rule["rule"], rule["action"], rule["step"]) == ("nan", "rollback", 10)
+    assert rule["message"] == "the loss became nan at step 10, in epoch 2: back to step 8 and every lr times 1e-30 (1 of 3)"
+    assert [(data["group"], data["by"], data["factor"]) for data in log.valid("adjusted")] == [
+        ("head", RULES, 1e-30), ("default", RULES, 1e-30)
+    ]  # fmt: skip
+    rates = {data["first"]: data["lr"] for data in log.valid("iterations")}
+    assert list(rates) == list(range(14)), "each step once"
+    assert (rates[7], rates[8], rates[9]) == (
+        {"head": 0.02, "default": 0.01},
+        {"head": pytest.approx(2e-32), "default": pytest.approx(1e-32)},
+        {"head": pytest.approx(0.02), "default": pytest.approx(0.01)},
+    ), "the schedule goes on, below itself"
+    assert not list(tmp_path.glob("*/.beginning"))
+
+
+CUTS = {
+    "spike": {"action": "cut_lr", "factor": 1.0001, "window": 4, "patience": 1},
+    "non_finite": "rollback",
+    "lr_factor": 1e-5,  # one is not enough
+    "times": 9,
+}
+
+
+@pytest.mark.parametrize(
+    ("lag", "at", "places_of_death"),
+    [(0, 11, [(1, -4), (2, 0)]), (2, 13, [(0, 0), (1, 3), (2, -3)])],
+    indirect=["lag"],
+)
+def test_whenever_it_is_killed_nobody_can_tell(
+    spec: Spec, places: Places, tmp_path: Path, lag: int, at: int, places_of_death: list[tuple[int, int]]
+) -> None:
+    """Killed so many events after a firing, or before one, and once more soon after: a dozen short jobs."""
+    whole = Log(spec(CUTS), tmp_path / "whole").run(places)
+    back = [("rewound", 8), ("adjusted", 8), ("adjusted", 8), ("rule", 8)]
+    assert kinds(whole) == [*back, *back, ("adjusted", at), ("adjusted", at), ("rule", at)]
+    story = whole.story()
+    fires = [index + 1 for index, row in enumerate(whole.rows) if row.kind == "rule"]
+    for events in [fires[which] + more for which, more in places_of_death]:
+        killed = Log(spec(CUTS), tmp_path / str(events)).run(places, events).run(places, 6).run(places)
+        assert killed.story() == story, f"killed after {events} events"
+
+
+def test_without_a_checkpoint_from_before_it_goes_back_to_its_beginning(spec: Spec, places: Places, tmp_path: Path) -> None:
+    seldom = {"every": {"steps": 100}, "keep_best": 0}
+    log = Log(spec(HEALED, checkpoint=seldom), tmp_path / "a").run(places)
+    assert kinds(log) == [("rewound", 0), ("adjusted", 0), ("adjusted", 0), ("rule", 0)]
+    lower = {
+        "name": "SGD",
+        "lr": 0.01 * 1e-30,
+        "momentum": 0.9,
+        "groups": [{"name": "head", "params": "5.*", "lr": 0.02 * 1e-30}],
+    }
+    other = Log(spec({}, checkpoint=seldom, optimizer=lower), tmp_path / "b").run(places)
+    assert [data["losses"] for data in log.valid("iterations")] == [data["losses"] for data in other.valid("iterations")]
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(spec: Spec, places: Places, tmp_path: Path) -> None:
+    checkpoint = {"every": {"steps": 2}, "keep_last": 3, "keep_best": 0}
+    log = Log(spec(HEALED, checkpoint=checkpoint), tmp_path)
+    log.run(places, events=16)
+    assert log.kept()[0].name == "8"
+    with (tmp_path / "1/6/model.safetensors").open("r+b") as file:
+        file.write(b"damaged")
+    with (tmp_path / "1/8/model.safetensors").open("r+b") as file:
+        file.write(b"damaged")
+    log.run(places)
+    assert [row.step for row in log.of("rewound")] == [4, 8], "what was damaged is written again"
+
+
+@pytest.mark.parametrize(("keep_last", "step"), [(2, 8), (1, 0)])
+def test_it_pauses_at_the_last_good_checkpoint(spec: Spec, places: Places, tmp_path: Path, keep_last: int, step: int) -> None:
+    checkpoint = {"every": {"steps": 2}, "keep_last": keep_last, "keep_best": 0}
+    log = Log(spec({"non_finite": "pause"}, checkpoint=checkpoint), tmp_path)
+    with pytest.raises(HaltedError, match=f"the loss became nan at step 10, in epoch 2: paused at step {step}"):
+        log.run(places)
+    assert kinds(log) == [("rewound", step), ("rule", step)]
+    again = "rules have acted 3 times before"
+    for _ in range(2):
+        with pytest.raises(HaltedError):
+            log.run(places)
+    with pytest.raises(NonFiniteLossError, match=again):
+        log.run(places)
+    assert [(data["action"], again in data["message"]) for data in log.valid("rule")] == [("pause", False)] * 3 + [("stop", True)]
+
+
+def test_where_nothing_helps_it_fails_and_says_so(spec: Spec, places: Places, tmp_path: Path) -> None:
+    log = Log(spec({"non_finite": "rollback", "lr_factor": 0.5, "times": 2}), tmp_path)
+    with pytest.raises(NonFiniteLossError, match="allows no more"):
+        log.run(places)
+    assert [(data["action"], data["message"][-8:]) for data in log.valid("rule")][:2] == [
+        ("rollback", "(1 of 2)"), ("rollback", "(2 of 2)")
+    ]  # fmt: skip
+    assert log.valid("rule")[2]["action"] == "stop"
+
+
+def test_what_a_person_changed_before_the_checkpoint_holds_and_what_came_after_it_is_done_again(
+    spec: Spec, places: Places, tmp_path: Path
+) -> None:
+    asked = Adjustments()
+    asked.adjust("head", at_step=3, weight_decay=0.1)
+    asked.adjust("head", at_step=9, momentum=0.5)
+    log = Log(spec(HEALED), tmp_path).run(places, adjustments=asked)
+    assert [(row.data["group"], row.step, row.data["by"]) for row in log.of("adjusted")] == [
+        ("head", 3, "code"), ("head", 9, "code"), ("head", 8, RULES), ("default", 8, RULES), ("head", 9, "code")
+    ]  # fmt: skip
+    assert [(one.step, one.by) for one in asked.done] == [(3, "code"), (8, RULES), (8, RULES), (9, "code")]
