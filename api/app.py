@@ -32,7 +32,7 @@ from api.answers import JsonResponse
 from api.broadcast import Broadcaster
 from api.dependencies import Service, known_parameters
 from api.stopping import on_stop
-from sandbox import Sandbox
+from sandbox import DEFAULT_PRELOAD, Sandbox
 from store.database import Database
 from store.hints import Hints
 from store.settings import Settings
@@ -68,7 +68,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     database = Database(settings.database)
-    sandbox = Sandbox(import_path=[settings.plugin_path])
+    sandbox = Sandbox(import_path=[settings.plugin_path], preload=(*DEFAULT_PRELOAD, "core.plan"))
     try:
         await run_in_threadpool(_check, database)
         await run_in_threadpool(uploads.sweep, settings.uploads, database)

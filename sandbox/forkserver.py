@@ -1,8 +1,8 @@
 """The process that has everything imported already, and forks: `python -m sandbox.forkserver OWNER READY MODULE...`.
 
-It is single threaded, imports nothing of ours, never touches CUDA, and does not outlive its owner. The owner sends requests over
-a socket, each with the descriptors of one child: its channel, its output, its errors, and a status socket on which the pid and a
-pidfd come back at once and the exit status when there is one.
+It is single threaded, imports what its owner names and no plug-in, never touches CUDA, and does not outlive its owner. The owner
+sends requests over a socket, each with the descriptors of one child: its channel, its output, its errors, and a status socket on
+which the pid and a pidfd come back at once and the exit status when there is one.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, settings
 from sqlalchemy import NullPool, create_engine, text
 
 from core.spec import JobSpec
-from sandbox import Sandbox
+from sandbox import DEFAULT_PRELOAD, Sandbox
 from store.database import Database
 from store.hints import broker_options
 
@@ -202,7 +202,7 @@ def sandbox() -> Iterator[Sandbox]:
         ):
             patch.setenv(name, "a-secret")
         patch.setenv("HTTPS_PROXY", "http://user:a-secret@proxy")
-        made = Sandbox(import_path=[Path(__file__).parent / "targets"])
+        made = Sandbox(import_path=[Path(__file__).parent / "targets"], preload=(*DEFAULT_PRELOAD, "worker.trainer"))
         made.start()
     yield made
     made.close()

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from celery.exceptions import CPendingDeprecationWarning
 from celery.platforms import SecurityWarning
 
-from sandbox import Sandbox
+from sandbox import DEFAULT_PRELOAD, Sandbox
 from store import leases, workers
 from store.database import Database
 from store.engines import AWAY, reason
@@ -43,7 +43,7 @@ def main() -> None:
         _stop_with(os.getppid())
     settings = Settings()
     heartbeat.forget(settings)
-    sandbox = Sandbox(import_path=[settings.plugin_path])
+    sandbox = Sandbox(import_path=[settings.plugin_path], preload=(*DEFAULT_PRELOAD, "worker.trainer"))
     sandbox.start()
     database = Database(settings.database)
     _patiently(lambda: _begin(database, settings.worker_name))

@@ -39,13 +39,17 @@ def test_a_proxy_with_a_password_does_not_pass() -> None:
     assert "https_proxy" not in clean({"https_proxy": "http://me:password@proxy:3128"})
 
 
-def test_a_child_starts_with_torch_loaded_cuda_untouched_and_nothing_of_ours(sandbox: Sandbox) -> None:
+def test_a_child_starts_with_what_it_needs_loaded_cuda_untouched_and_nothing_of_the_service(sandbox: Sandbox) -> None:
     found = sandbox.call("answers:circumstances", {})
 
-    assert {"torch", "torchvision", "PIL.JpegImagePlugin", "torch._dynamo"} <= set(found["modules"])
+    assert {"torch", "torchvision", "PIL.JpegImagePlugin", "torch._dynamo", "worker.trainer"} <= set(found["modules"])
     assert not found["cuda"]
-    ours = {name for name in found["modules"] if name.partition(".")[0] in {"api", "client", "core", "store", "worker", "celery"}}
-    assert ours == set()
+    of_the_service = {"api", "client", "store", "celery", "sqlalchemy"}
+    assert not {name for name in found["modules"] if name.partition(".")[0] in of_the_service}
+
+
+def test_what_is_preloaded_leaves_the_forkserver_with_one_thread(sandbox: Sandbox) -> None:
+    assert sandbox.call("answers:circumstances", {})["forkserver_threads"] == 1
 
 
 def test_a_child_has_a_session_of_its_own_and_no_descriptor_but_its_own(sandbox: Sandbox, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def circumstances(_: Json) -> Json:
         "core_limit": resource.getrlimit(resource.RLIMIT_CORE)[0],
         "cuda": sys.modules["torch"].cuda.is_initialized(),
         "cwd": str(Path.cwd()),
+        "forkserver_threads": len(list(Path(f"/proc/{os.getppid()}/task").iterdir())),
         "threads": sys.modules["torch"].get_num_threads(),
     }
 
