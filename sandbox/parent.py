@@ -48,7 +48,7 @@ _NO_LIMITS = Limits()
 class Sandbox:
     """One forkserver with `preload` imported, and the children that it forks in a few milliseconds each.
 
-    `preload` are libraries, and what of its owner's code each child would import anew: it must start no thread and leave CUDA alone.
+    `preload` are libraries, and what of its owner's code each child would import anew: it must start no thread, nor touch CUDA.
     `import_path` is put first on the import path of children (not of the forkserver: nothing there can shadow what is preloaded).
     Any thread may use it. A forkserver that died is replaced by the next `start`, `spawn` or `call`.
     """
