@@ -106,6 +106,13 @@ def readable(service: Service, pinned: PinnedWeights | None) -> Iterator[PinnedW
         yield pinned.model_copy(update={"path": path}) if there else pinned
 
 
+def looked_through(pinned: PinnedWeights) -> PinnedWeights:
+    """The pin of a file in which a plan has found every number to be finite: the next plan need not look again, nor the job."""
+    if pinned.sha256 is not None:
+        hashes.remember_finite(pinned.sha256)
+    return pinned.model_copy(update={"finite": True})
+
+
 def view(pinned: dict[str, Any]) -> dict[str, Any] | None:
     """Pins as they are stored (one or none, by its source) as `schemas.Pinned`."""
     for source, one in pinned.items():
@@ -203,7 +210,12 @@ def _hashed(pinned: PinnedWeights, path: Path) -> PinnedWeights:
         raise RefusedError(
             f"{path.name} here has the SHA-256 {sha256[:16]}…, its name says {pinned.sha256_begins}…: it is damaged"
         )
-    known = {"sha256": sha256, "bytes": path.stat().st_size, "stamp": hashes.stamp_of(path)}
+    known = {
+        "sha256": sha256,
+        "bytes": path.stat().st_size,
+        "stamp": hashes.stamp_of(path),
+        "finite": hashes.is_finite(sha256),
+    }
     return pinned.model_copy(update={"path": None, **known})
 
 

@@ -98,6 +98,8 @@ async def plan(service: Service, body: Mapping[str, Any]) -> Planned:
     if pinned is None and found["pinned"] is not None:
         official = PinnedWeights.model_validate(found["pinned"])
         pinned = await run_in_threadpool(pins.complete, service, spec, official)
+    elif pinned is not None and found["pinned"] is not None and found["pinned"]["finite"]:
+        pinned = pins.looked_through(pinned)
     stored = {} if spec.pretrained is None or pinned is None else {spec.pretrained.source: _stored(pinned)}
     transfer = _hashed(found["transfer"], pinned)
     return Planned(spec=found["spec"], plan={**found, "transfer": transfer, "pinned": pins.view(stored)}, pinned=stored)

@@ -2,8 +2,9 @@
 
 Each way runs in processes of its own, the ways taking turns, over the same file: seconds by the clock, from the file to the
 loaded model, and the most memory that the process held beyond what it held before (imports, and the model).
-The file has been read once before, so that it comes from memory for all of them. A job of the service knows the file's SHA-256
-from its submission; where it is not known, as in a notebook, it is computed too. Run it: `python benchmarks/transfer.py`.
+The file has been read once before, so that it comes from memory for all of them. A job knows the file's SHA-256 from its
+submission, and that its numbers are finite; where that is not known, as in a notebook, both are found out on the way. Run it:
+`python benchmarks/transfer.py`.
 """
 
 from __future__ import annotations
@@ -30,25 +31,25 @@ TARGET = 1.2
 CLASSES = 1000
 
 
-def graft(model: nn.Module, path: Path) -> None:
-    """Plan, check and load, with the report that comes of it."""
-    from core.places import Places  # noqa: PLC0415
+def graft(model: nn.Module, path: Path, known: bool = False) -> None:
+    """Plan, check and load, with the report that comes of it. `known`: its pin says what a plan has found out of the file."""
+    from core import hashes  # noqa: PLC0415
+    from core.places import PinnedWeights, Places  # noqa: PLC0415
     from core.spec import PretrainedSpec  # noqa: PLC0415
     from core.transfer.heads import Head  # noqa: PLC0415  (the others need none of it)
     from core.transfer.weights import apply_transfer, plan_transfer, read  # noqa: PLC0415
 
     head = Head(frozenset({"heads.head.weight", "heads.head.bias"}), ("heads.head",))
-    source = read(f"file:{path.name}", Places(inputs=path.parent))
+    name = f"file:{path.name}"
+    pin = PinnedWeights(file=path.name, sha256="0" * 64, stamp=hashes.stamp_of(path), finite=True)
+    source = read(name, Places(inputs=path.parent, pinned={name: pin} if known else {}))
     plan = plan_transfer(model, source, PretrainedSpec(source=source.name, head="keep", min_loaded=1), head)
     apply_transfer(model, source, plan)
 
 
 def graft_pinned(model: nn.Module, path: Path) -> None:
-    """The same for a file whose hash is known."""
-    from core import hashes  # noqa: PLC0415
-
-    hashes.remember(path, "0" * 64)
-    graft(model, path)
+    """The same for a file as a job has it."""
+    graft(model, path, known=True)
 
 
 def plain(model: nn.Module, path: Path) -> None:
@@ -67,12 +68,12 @@ def whole_model(model: nn.Module, path: Path) -> None:
 
 
 WAYS: dict[str, tuple[str, str, Callable[[nn.Module, Path], None]]] = {
-    "graft, .safetensors": ("Graft: read, plan, apply", ".safetensors", graft_pinned),
-    "graft with hash, .safetensors": ("the same, with the SHA-256", ".safetensors", graft),
+    "graft, .safetensors": ("Graft in a job: read, plan, apply", ".safetensors", graft_pinned),
+    "graft anew, .safetensors": ("the same, nothing known of the file", ".safetensors", graft),
     "load_file": ("safetensors: load_file + load_state_dict", ".safetensors", from_file),
     "load_model": ("safetensors: load_model", ".safetensors", whole_model),
-    "graft, .pth": ("Graft: read, plan, apply", ".pth", graft_pinned),
-    "graft with hash, .pth": ("the same, with the SHA-256", ".pth", graft),
+    "graft, .pth": ("Graft in a job: read, plan, apply", ".pth", graft_pinned),
+    "graft anew, .pth": ("the same, nothing known of the file", ".pth", graft),
     "torch.load": ("torch.load(weights_only, mmap) + load_state_dict", ".pth", plain),
 }
 OURS = (graft, graft_pinned)

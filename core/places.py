@@ -33,6 +33,8 @@ class PinnedWeights(BaseModel):
     bytes: int | None = None
     stamp: str | None = None
     """The file's (`core.hashes.stamp_of`) when its hash was computed: while it is the same, so is the hash."""
+    finite: bool = False
+    """Whether the file was looked through, and every number in it is finite."""
     url: str | None = None
     repository: str | None = None
     """`ORG/NAME` on the Hugging Face hub."""

@@ -212,7 +212,8 @@ def plan(spec: JobSpec, places: Places) -> Plan:
     pipeline = faults.collect(lambda: _pipeline(resolved, dataset, preprocessing))
     head = faults.collect(lambda: find_head(model, resolved.model, classes, places)) or Head(frozenset(), ())
     known = faults.collect(lambda: spec.pretrained is None or sources.is_here(spec.pretrained.source, places))
-    transfer = faults.collect(lambda: _plan_transfer(model, spec, head, places, dataset)) if known else None
+    grafted = faults.collect(lambda: _plan_transfer(model, spec, head, places, dataset)) if known else None
+    transfer, finite = grafted or (None, False)
     groups = faults.collect(lambda: resolve_groups(model, spec.optimizer, head.modules))
     kept = None
     if dataset and groups:
@@ -241,7 +242,7 @@ def plan(spec: JobSpec, places: Places) -> Plan:
         preprocessing=PreprocessingFacts(**asdict(preprocessing)),
         tiers={split: SplitTier(tier=tier.name, bytes=tier.bytes, why=tier.why) for split, tier in tiers.items()},
         transfer=transfer,
-        pinned=sources.pin(spec.pretrained.source, places) if spec.pretrained else None,
+        pinned=_pin(spec, places, finite),
         groups=grouping.report(groups, spec.optimizer, torch.device("cpu")),
         steps=steps,
         **_curves(groups, steps.total),
@@ -384,15 +385,28 @@ def _check_source(spec: JobSpec, places: Places) -> None:
         sources.read(spec.pretrained.source, places, container=spec.pretrained.container, shapes_only=True)
 
 
-def _plan_transfer(model: nn.Module, spec: JobSpec, head: Head, places: Places, dataset: Dataset | None) -> TransferData:
+def _pin(spec: JobSpec, places: Places, finite: bool) -> PinnedWeights | None:
+    found = sources.pin(spec.pretrained.source, places) if spec.pretrained else None
+    return found.model_copy(update={"finite": finite}) if found else None
+
+
+def _plan_transfer(
+    model: nn.Module, spec: JobSpec, head: Head, places: Places, dataset: Dataset | None
+) -> tuple[TransferData, bool]:
+    """The report; and whether the numbers of the file are known to be finite, which is found out here once for a pinned one."""
     if spec.pretrained is None:
-        return weights.from_scratch(model, head)
+        return weights.from_scratch(model, head), False
     source = sources.read(spec.pretrained.source, places, container=spec.pretrained.container, shapes_only=True)
     # Without the dataset's classes nothing can be said of the head.
     unknown: dict[str, Any] = {"head": "reset" if head.keys else "auto", "classes": None, "class_map": {}}
     wish = spec.pretrained if dataset else spec.pretrained.model_copy(update=unknown)
     classes, task = (dataset.classes, dataset.task) if dataset else ((), "multiclass")
-    return weights.plan_transfer(model, source, wish, head, classes, task=task).report
+    planned = weights.plan_transfer(model, source, wish, head, classes, task=task)
+    pinned = places.pinned.get(source.name)
+    if pinned is None or pinned.finite or not sources.is_as_pinned(source, pinned):
+        return planned.report, pinned is not None and pinned.finite
+    finite = weights.look_through(source, planned, model)
+    return planned.report, finite and sources.is_as_pinned(source, pinned)
 
 
 def _steps(spec: JobSpec, samples: int) -> Steps:

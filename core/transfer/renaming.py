@@ -210,6 +210,8 @@ def _match_prefix(work: _Work, entries: Mapping[str, Entry], targets: Mapping[st
     shapes = {name: entries[key].shape for key, name in work.left.items() if not name.endswith(COUNTER)}
     fits = sum(elements(shape) for name, shape in shapes.items() if name in targets and targets[name].shape == shape)
     could = min(sum(map(elements, shapes.values())), sum(elements(entry.shape) for entry in targets.values()))
+    if 2 * fits >= could:  # no prefix can bring twice as much
+        return
     found = sorted(_prefixes(shapes, targets), key=lambda one: -one.fits)
     if not found or found[0].fits <= 2 * fits or 2 * found[0].fits < could:
         return

@@ -12,7 +12,7 @@ from typing import Any
 
 from core.data.batches import Preprocessing
 from core.errors import SpecError, TransferError
-from core.hashes import remember, sha256_of
+from core.hashes import remember, remember_finite, sha256_of, stamp_of
 from core.places import PinnedWeights, Places
 from core.shapes import shapes_of
 from core.transfer.published import SCHEMES, Published, published
@@ -119,10 +119,18 @@ def _elsewhere(source: str, places: Places) -> PinnedWeights:
 
 
 def _trust(source: str, path: Path, places: Places) -> None:
-    """Spare the hash of a file that is still as it was when it was pinned."""
+    """Spare the hash of a file that is still as it was when it was pinned; and what was found out then, for its hash."""
     pinned = places.pinned.get(source)
-    if pinned is not None and pinned.sha256 is not None and pinned.stamp is not None:
-        remember(path, pinned.sha256, pinned.stamp)
+    if pinned is not None and pinned.sha256 is not None:
+        if pinned.stamp is not None:
+            remember(path, pinned.sha256, pinned.stamp)
+        if pinned.finite:
+            remember_finite(pinned.sha256)
+
+
+def is_as_pinned(source: Source, pinned: PinnedWeights) -> bool:
+    """Whether the file is one whose hash is known, and has not changed since."""
+    return source.path is not None and pinned.stamp is not None and stamp_of(source.path) == pinned.stamp
 
 
 def _checked(source: Source, places: Places) -> Source:

@@ -54,6 +54,8 @@ class Source:
     """Names of the classes that its head tells apart, where that is known."""
     steps: tuple[TransferStep, ...] = ()
     """What was opened to get at the state dict."""
+    path: Path | None = None
+    """The file, where it is one that is read here."""
     versions: Mapping[str, Mapping[str, Any]] | None = None
     """The state dict's `_metadata`: by module, the version that its tensors were saved by. Safetensors have none."""
 
@@ -99,7 +101,7 @@ def read_file(source: str, path: Path, shown: str, shapes_only: bool, container:
     entries = {key: Entry(tuple(value.shape), value.dtype) for key, value in state.items()}
     steps = (TransferStep(kind="container", detail=name, keys=len(state)),) if name else ()
     versions = getattr(state, "_metadata", None)
-    return Source(source, "torch", entries, lambda: state, sha256, steps=steps, versions=versions)
+    return Source(source, "torch", entries, lambda: state, sha256, steps=steps, versions=versions, path=path)
 
 
 def read_safetensors(source: str, path: Path, shown: str, sha256: str | None, classes: tuple[str, ...] | None = None) -> Source:
@@ -115,7 +117,7 @@ def read_safetensors(source: str, path: Path, shown: str, sha256: str | None, cl
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in entries}
 
-    return Source(source, "safetensors", entries, tensors, sha256, classes)
+    return Source(source, "safetensors", entries, tensors, sha256, classes, path=path)
 
 
 def load_pickle(path: Path, shown: str) -> Mapping[str, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from core.errors import SpecError, TransferError
 from core.events import Count, ModuleCount, SourceEntry, SourceStatus, TargetEntry, TargetStatus, TransferData
+from core.hashes import is_finite
 from core.spec import PretrainedSpec, Task
 from core.transfer.adapters import Adaptation
 from core.transfer.advice import advice
@@ -25,7 +26,18 @@ from core.transfer.renaming import COUNTER, Names, elements, listed
 from core.transfer.sources import Source, preprocessing_of, read
 from core.transfer.statefiles import dtype_name
 
-__all__ = ["TransferPlan", "apply_transfer", "from_scratch", "listed", "plan_transfer", "preprocessing_of", "read"]
+__all__ = [
+    "TransferPlan",
+    "apply_transfer",
+    "from_scratch",
+    "listed",
+    "look_through",
+    "plan_transfer",
+    "preprocessing_of",
+    "read",
+]
+
+_NOT_FINITE_HINT = "Take another file; or start these entries anew by 'exclude' in /pretrained."
 
 
 @dataclass(frozen=True)
@@ -70,17 +82,15 @@ def apply_transfer(model: nn.Module, source: Source, plan: TransferPlan) -> None
     model's own loading fails.
     """
     tensors = source.tensors()
+    known = is_finite(source.sha256)
     own = model.state_dict()
     found = {
         key: plan.adaptations[key].apply(tensors[source_key], own[key].cpu()) if key in plan.adaptations else tensors[source_key]
         for key, source_key in plan.pairs.items()
     }
-    if bad := [key for key, tensor in found.items() if not _finite(tensor, own[key].dtype)]:
-        named = listed(f"'{plan.pairs[key]}' (as {dtype_name(own[key].dtype)})" for key in bad)
-        raise TransferError(
-            f"{source.name} holds NaN or infinity in {named}",
-            "Take another file; or start these entries anew by 'exclude' in /pretrained.",
-        )
+    dtypes = {key: own[key].dtype for key in found if not (known and tensors[plan.pairs[key]].dtype == own[key].dtype)}
+    if fault := _not_finite(source, plan, {key: found[key] for key in dtypes}, dtypes):
+        raise TransferError(fault, _NOT_FINITE_HINT)
     for first, *others in tied(model):
         for other in (key for key in others if plan.pairs.get(key) != plan.pairs.get(first)):
             if not torch.equal(found[first].to(own[first].dtype), found[other].to(own[first].dtype)):
@@ -89,6 +99,21 @@ def apply_transfer(model: nn.Module, source: Source, plan: TransferPlan) -> None
                     "Drop one of them by 'drop' in /pretrained.",
                 )
     load_all_or_nothing(model, found, _versions(source, plan.pairs))
+
+
+def look_through(source: Source, plan: TransferPlan, model: nn.Module) -> bool:
+    """Read all that the source holds: whether every number in it is finite, so that nobody need look again.
+
+    Raises SpecError at /pretrained/source where one is not that would be loaded.
+    """
+    tensors = source.tensors()
+    if all(_finite(tensor, tensor.dtype) for tensor in tensors.values()):
+        return True
+    own = model.state_dict()
+    taken = {key: tensors[source_key] for key, source_key in plan.pairs.items() if key not in plan.adaptations}
+    if fault := _not_finite(source, plan, taken, {key: own[key].dtype for key in taken}):
+        raise SpecError.at("/pretrained/source", f"{fault}; {_NOT_FINITE_HINT[0].lower()}{_NOT_FINITE_HINT[1:]}")
+    return False
 
 
 def from_scratch(model: nn.Module, head: Head) -> TransferData:
@@ -119,6 +144,15 @@ def _check_enough(report: TransferData, match: Match) -> None:
         f"only {report.loaded_share:.3g} of the elements outside the head would be loaded, less than "
         f"{match.spec.min_loaded:g}; {left}",
     )
+
+
+def _not_finite(
+    source: Source, plan: TransferPlan, tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]
+) -> str | None:
+    """Which of the tensors, by the model's keys, are not finite as these types; None: all are."""
+    bad = [key for key, tensor in tensors.items() if not _finite(tensor, dtypes[key])]
+    named = listed(f"'{plan.pairs[key]}' (as {dtype_name(dtypes[key])})" for key in bad)
+    return f"{source.name} holds NaN or infinity in {named}" if bad else None
 
 
 def _finite(tensor: Tensor, dtype: torch.dtype) -> bool:

@@ -16,10 +16,11 @@ from safetensors.torch import save, save_file
 from torchvision.models import squeezenet1_1
 
 from api import schemas
+from core import hashes
 from core.models.build import get_model
 from core.places import Places
 from core.spec import JobSpec
-from store import commands, pins
+from store import commands, jobs, pins
 from store.settings import Settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]  # the sandbox imports torch once
@@ -187,6 +188,27 @@ def test_a_file_below_the_inputs_is_pinned_to_its_hash(client, app):
     pinned = answer.json()["pinned"]
     assert (pinned["sha256"], pinned["bytes"], pinned["file"]) == (sha256, path.stat().st_size, "squeeze.safetensors")
     assert refusal(client, "file:squeeze.safetensors", sha256="0" * 64)[0] == "/pretrained/sha256"
+
+
+def test_a_number_that_is_none_is_refused_at_submission_and_a_file_without_any_need_not_be_looked_through_again(client, app):
+    inputs = app.state.service.settings.inputs
+    state = squeezenet1_1().state_dict()
+    save_file(state, inputs / "whole.safetensors")
+    whole = {**SMALL, "pretrained": {"source": "file:whole.safetensors"}}
+    job = client.post("/jobs", json=whole).json()
+    with app.state.service.database.read() as session:
+        (stored,) = jobs.get(session, job["id"]).plan["pinned"].values()
+    assert stored["finite"]
+    assert hashes.is_finite(stored["sha256"])
+
+    state["features.0.bias"][0] = float("nan")
+    save_file(state, inputs / "broken.safetensors")
+    pointer, message = refusal(client, "file:broken.safetensors")
+    assert pointer == "/pretrained/source"
+    assert "holds NaN or infinity in 'features.0.bias' (as float32); take another file" in message
+
+    answer = plan(client, "file:broken.safetensors", exclude=["features.0.*"])
+    assert answer.status_code == 200, answer.text
 
 
 def test_a_plan_shows_the_very_report_that_training_will_write(client, app):

@@ -7,6 +7,7 @@ import string
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,11 +16,14 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from core import hashes
 from core.errors import SpecError, TransferError
 from core.events import TransferData
+from core.places import PinnedWeights, Places
 from core.spec import PretrainedSpec
+from core.transfer import weights
 from core.transfer.heads import Head
-from core.transfer.sources import Entry, Source
+from core.transfer.sources import Entry, Source, read
 from core.transfer.weights import TransferPlan, apply_transfer, from_scratch, plan_transfer
 
 Graft = Callable[..., TransferData]
@@ -30,6 +34,7 @@ def two_layers() -> nn.Sequential:
     return nn.Sequential(OrderedDict(body=nn.Linear(4, 3), norm=nn.BatchNorm1d(3), fc=nn.Linear(3, 2)))
 
 
+NO_HEAD = Head(frozenset(), ())
 HEAD = Head(frozenset({"fc.weight", "fc.bias"}), ("fc",))
 
 
@@ -178,6 +183,29 @@ def test_all_tensors_that_are_not_finite_are_named(graft: Graft) -> None:
     state = copied(two_layers()) | {"body.weight": torch.full((3, 4), torch.nan), "body.bias": torch.full((3,), torch.inf)}
     with pytest.raises(TransferError, match=r"'body\.weight' \(as float32\), 'body\.bias' \(as float32\)"):
         graft(two_layers(), state, HEAD)
+
+
+def test_a_file_whose_numbers_are_known_to_be_finite_is_looked_at_again_only_where_a_cast_may_change_that(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "x.pt"
+    torch.save({"weight": torch.full((2, 2), 1e5), "bias": torch.zeros(2)}, path)
+    pinned = PinnedWeights(file="x.pt", sha256=hashes.sha256_of(path), stamp=hashes.stamp_of(path), finite=True)
+    source = read("file:x.pt", Places(inputs=tmp_path, pinned={"file:x.pt": pinned}))
+    spec = PretrainedSpec(source="file:x.pt")
+    looked_at: list[torch.dtype] = []
+    with pytest.MonkeyPatch.context() as patch:
+        finite = weights._finite
+        patch.setattr(weights, "_finite", lambda tensor, dtype: looked_at.append(dtype) or finite(tensor, dtype))
+        model = nn.Linear(2, 2)
+        apply_transfer(model, source, plan_transfer(model, source, spec, NO_HEAD))
+        assert (model.weight == 1e5).all()
+        assert looked_at == []
+
+        half = nn.Linear(2, 2).half()
+        with pytest.raises(TransferError, match=r"NaN or infinity in 'weight' \(as float16\)"):
+            apply_transfer(half, source, plan_transfer(half, source, spec, NO_HEAD))
+        assert looked_at == [torch.float16, torch.float16]
 
 
 def test_large_numbers_whose_sum_overflows_are_finite(graft: Graft) -> None:
