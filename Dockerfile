@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
-# One image for the api, the workers and the migrations. What it installs is locked with hashes; the base is pinned by its tag
-# alone: to pin the digest too, add the one that `docker buildx imagetools inspect python:3.11-slim-bookworm` tells you.
+# One image for the api, the workers and the migrations. What it installs of Python is locked with hashes; the base is pinned by
+# its tag alone: docs/deploy.md says how to pin its digest too.
 ARG PYTHON=python:3.11-slim-bookworm
 
 FROM ${PYTHON} AS build
@@ -18,6 +18,11 @@ RUN --mount=type=cache,target=/root/.cache/uv \
     && uv pip install --python /opt/graft/bin/python --compile-bytecode --no-deps dist/*.whl
 
 FROM ${PYTHON}
+# For torch.compile: gcc with it, and the headers of libc; those of Python are in the base.
+# hadolint ignore=DL3008 # Debian keeps no version but the newest, with its security fixes
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
 RUN groupadd --gid 10001 graft \
     && useradd --uid 10001 --gid graft --no-create-home --home-dir /tmp --shell /usr/sbin/nologin graft \
     && install --directory --owner=graft --group=graft /data /inputs /plugins

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -17,6 +17,7 @@ from api import pins, plans, problems, schemas
 from api.answers import JsonResponse
 from api.dependencies import INT64, JobId, Service, Svc
 from api.problems import ProblemError
+from api.serving import Served, unserved
 from core.adjustments import Adjustment
 from core.errors import Fault, did_you_mean
 from core.events import JobState, RuleData
@@ -82,7 +83,7 @@ def get_jobs(
     wanted, labels = _state(state), _labels(label or [])
     with service.database.read() as session:
         found, has_more = jobs.find(session, state=wanted, labels=labels, limit=limit, after=after)
-        served = _served(session)
+        served = workers.capacities(session)
         data = [view(session, job, served) for job in found]
     return reply({"data": data, "has_more": has_more, "next": found[-1].id if has_more else None})
 
@@ -119,8 +120,10 @@ def digest(body: Any) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def view(session: Session, job: Job, served: Mapping[str, int] | None = None) -> dict[str, Any]:
-    """A row as `schemas.Job`. `served`: as `_served` gives it, where that is known already."""
+def view(session: Session, job: Job, served: Served | None = None) -> dict[str, Any]:
+    """A row as `schemas.Job`. `served`: the workers' capacities, where they are known already."""
+    served = workers.capacities(session) if served is None else served
+    waits_for = unserved(job.queue, job.gpus, served) if job.state == "queued" else []
     here = f"/jobs/{job.id}"
     parts = ("events", "logs", "losses", "transfer", "groups", "evaluation", "checkpoints")
     stopped = _stopped_early(session, job)
@@ -145,10 +148,10 @@ def view(session: Session, job: Job, served: Mapping[str, int] | None = None) ->
         "pinned": pins.view(job.plan.get("pinned", {})),
         "forked_from": job.forked_from,
         "ran_seconds": round(jobs.ran_seconds(session, job), 3),
-        "position": jobs.position(session, job),
+        "position": jobs.position(session, job, served.get(job.queue, ())),
         "stopped_early": stopped,
         "eta_seconds": _eta(job),
-        "warnings": [*job.plan.get("warnings", []), *_unserved(job, _served(session) if served is None else served)],
+        "warnings": [*job.plan.get("warnings", []), *waits_for],
         "created_at": iso(job.created_at),
         "queued_at": iso(job.queued_at),
         "started_at": None if job.started_at is None else iso(job.started_at),
@@ -205,30 +208,6 @@ def _eta(job: Job) -> float | None:
         return None
     left: int = (job.steps_total - job.step) * job.spec["loader"]["batch_size"]
     return round(max(0.0, left / pace), 1)
-
-
-def _served(session: Session) -> dict[str, int]:
-    """The queues that living workers serve, and the most GPUs that one of them has."""
-    served: dict[str, int] = {}
-    for worker in workers.listing(session):
-        if worker.alive and not worker.draining:
-            for queue in worker.queues:
-                served[queue] = max(served.get(queue, 0), len(worker.devices.get("gpus", [])))
-    return served
-
-
-def _unserved(job: Job, served: Mapping[str, int]) -> list[str]:
-    """Why it will wait until another worker comes."""
-    if job.state != "queued":
-        return []
-    if job.queue not in served:
-        return [f"no living worker serves the queue '{job.queue}'; start one with GRAFT_QUEUES={job.queue} (GET /workers)"]
-    most = served[job.queue]
-    if job.gpus is not None and job.gpus > most:
-        return [
-            f"no living worker of the queue '{job.queue}' has {job.gpus} GPUs, the largest has {most}; it waits for one that has"
-        ]
-    return []
 
 
 def _state(text: str | None) -> JobState | None:

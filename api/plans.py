@@ -18,10 +18,12 @@ from api.answers import JsonResponse
 from api.body import json_object
 from api.dependencies import Service, Svc
 from api.problems import ProblemError
+from api.serving import unserved
 from core.errors import Fault
 from core.places import PinnedWeights
 from core.spec import JobSpec, faults_of
 from sandbox import CallFailed, CallKilled, CallRefused, CallTimeout, Limits, SandboxError
+from store import workers
 from store.pins import Pin
 
 log = logging.getLogger(__name__)
@@ -81,7 +83,14 @@ async def post_plan(body: Body, service: Svc) -> Response:
     will take. A spec that passes here is one that `POST /jobs` takes.
     """
     planned = await plan(service, body)
-    return JsonResponse(planned.plan)
+    waits_for = await run_in_threadpool(_unserved, service, planned.spec["resources"])
+    return JsonResponse({**planned.plan, "warnings": [*planned.plan["warnings"], *waits_for]})
+
+
+def _unserved(service: Service, resources: Mapping[str, Any]) -> list[str]:
+    """As the job would warn while it waits: of no use to keep with it, for a worker may come."""
+    with service.database.read() as session:
+        return unserved(resources["queue"], resources["gpus"], workers.capacities(session))
 
 
 async def plan(service: Service, body: Mapping[str, Any]) -> Planned:

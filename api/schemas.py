@@ -118,12 +118,14 @@ class Job(BaseModel):
     ran_seconds: float = Field(
         description="How long it has run, over all attempts, without waiting and pauses: what `spec.resources.max_hours` limits."
     )
-    position: int | None = Field(description="While queued: how many go before it.")
+    position: int | None = Field(
+        description="While queued: how many of its queue go before it, of those that a worker could run."
+    )
     stopped_early: RuleData | None = Field(description="Why it succeeded before its last epoch; null where it did not.")
     eta_seconds: float | None = Field(
         description="While running, once it can be told: until the last step, if no rule stops it before."
     )
-    warnings: list[str] = Field(description="What the plan warned of; and, while queued, whether no worker serves its queue.")
+    warnings: list[str] = Field(description="What the plan warned of; and, while queued, that no living worker could run it.")
     created_at: Time
     queued_at: Time
     started_at: Time | None
@@ -468,7 +470,7 @@ class Plan(BaseModel):
         description="The same of momentum, or of the first of betas, for the groups whose schedule moves it."
     )
     memory: dict[str, int] = Field(description="Bytes, estimated.")
-    warnings: list[str]
+    warnings: list[str] = Field(description="What works, and may not be meant; and that no living worker could run it now.")
 
 
 class CatalogEntry(BaseModel):

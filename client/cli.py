@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
 from rich.console import Group
 
-from client import control, data, evaluation, reports, tables, transfer
+from client import control, data, evaluation, overviews, reports, tables, transfer
 from client.http import Json, RefusedError
 from client.serve import Ready, ServeError
 from client.serve import serve as run_service
@@ -36,12 +37,26 @@ from client.terminal import (
 _EPILOG = "Exit status:\n\n" + "\n\n".join(f"{code.value}: {meaning}" for code, meaning in EXITS.items())
 app = typer.Typer(
     name="graft",
-    help="Transfer learning as a service: send a job, watch every iteration's loss.",
     epilog=_EPILOG,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"graft {version('graft')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Say which version this is, and exit.")
+    ] = False,
+) -> None:
+    """Transfer learning as a service: send a job, watch every iteration's loss."""
 
 
 @app.command()
@@ -101,7 +116,7 @@ def jobs(
 ) -> None:
     """List jobs, newest first."""
     with service(url, as_json) as client:
-        show_answer(client.jobs(state=state, label=label, limit=limit), tables.jobs_view, as_json)
+        show_answer(client.jobs(state=state, label=label, limit=limit), overviews.jobs_view, as_json)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The commands that steer what is there: cancel, pause, resume and fork a job, drain a worker."""
+"""The commands that steer what is there: cancel, pause, resume and fork a job; list the workers, drain one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import RenderableType
 
-from client import reports
+from client import overviews, reports
 from client.http import Json
 from client.terminal import AsJson, Follow, JobId, Key, Url, answer_submitted, read_file, service, show_answer
 
@@ -86,8 +86,15 @@ def groups(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def workers(url: Url = None, as_json: AsJson = False) -> None:
+    """List the workers: what they serve, have free and run; and how many jobs each queue holds."""
+    with service(url, as_json) as client:
+        show_answer(client.workers(), overviews.workers_view, as_json)
+
+
+@app.command()
 def drain(
-    worker: Annotated[str, typer.Argument(metavar="WORKER", help="Its name, as GET /workers has it.")],
+    worker: Annotated[str, typer.Argument(metavar="WORKER", help="Its name, as `graft workers` has it.")],
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Group, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.text import Text
 
 from client import tables
@@ -21,6 +32,7 @@ app = typer.Typer()
 DatasetId = Annotated[int, typer.Argument(metavar="ID", min=1, help="The dataset's id.")]
 _SHOWN = 10
 """Names of a long list; `--json` has the rest."""
+_CHECKED = "Sent; the service decodes every image once"
 
 
 @app.command()
@@ -34,7 +46,8 @@ def upload(
     with service(url, as_json) as client:
         sent = parcel(path)
         called = name or path.resolve().name.partition(".")[0][:200] or None
-        dataset = client.upload(_shown(sent), size=sent.size, media_type=sent.media_type, name=called)
+        with _shown(sent) as pieces:
+            dataset = client.upload(pieces, size=sent.size, media_type=sent.media_type, name=called)
         show_answer(dataset, _dataset_view, as_json)
 
 
@@ -64,18 +77,27 @@ def dataset(
             out.print(f"Dataset {dataset_id} is deleted.")
 
 
-def _shown(sent: Parcel) -> Iterator[bytes]:
-    """The pieces, with a bar on standard error for as long as they go."""
+@contextmanager
+def _shown(sent: Parcel) -> Iterator[Iterator[bytes]]:
+    """The pieces, with a bar on standard error for as long as they go, and then a clock for as long as they are checked."""
     columns = (
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        task = progress.add_task("Sending", total=sent.size)
-        for piece in sent.pieces():
-            yield piece
-            progress.advance(task, len(piece))
-    if err.is_terminal:
-        err.print("[dim]Sent; every image is decoded once …[/]")
+    with ExitStack() as shown:
+
+        def show(*columns: ProgressColumn) -> Progress:
+            return shown.enter_context(Progress(*columns, console=err, transient=True, disable=not err.is_terminal))
+
+        def pieces() -> Iterator[bytes]:
+            sending = show(*columns)
+            task = sending.add_task("Sending", total=sent.size)
+            for piece in sent.pieces():
+                yield piece
+                sending.advance(task, len(piece))
+            shown.close()
+            show(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()).add_task(_CHECKED, total=None)
+
+        yield pieces()
 
 
 def _datasets_view(found: list[Json]) -> RenderableType:

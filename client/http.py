@@ -100,10 +100,9 @@ class Client:
         except httpx.HTTPError:
             return False
 
-    def workers(self) -> list[Json]:
-        """Who works for the service, and whether each is warm: `devices.ready`."""
-        data: list[Json] = self._json("GET", "/workers")["data"]
-        return data
+    def workers(self) -> Json:
+        """Who works for the service (`data`), and whether each is warm (`devices.ready`); what each of the `queues` holds."""
+        return self._json("GET", "/workers")
 
     def plan(self, spec: Json) -> Json:
         """Everything that can be known before training: the resolved spec, transfer, groups, steps, memory, warnings."""

@@ -26,6 +26,11 @@ WORKER_NAME = "embedded"
 READY_SECONDS = 180.0
 STOP_SECONDS = 30.0
 LONGEST_BACKOFF = 30.0
+_STOPPING = (
+    "Stopping: what trains writes a checkpoint and goes back into its queue, to go on from there at the next start. "
+    "Ctrl-C again kills it at once."
+)
+_KILLING = "Killing what still runs; its jobs go on from their last checkpoints at the next start."
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
@@ -83,13 +88,17 @@ def serve(host: str, port: int, *, ready: Callable[[Ready], None], note: Callabl
                     worker.keep(note)
                     if not told and client.ready():
                         told = True
-                        warm = any(one["alive"] and one["devices"].get("ready") for one in client.workers())
+                        warm = any(one["alive"] and one["devices"].get("ready") for one in client.workers()["data"])
                         ready(Ready(url, os.getpid(), data_dir, inputs, time.monotonic() - begun, warm))
                     if not told and time.monotonic() - begun > READY_SECONDS:
                         raise ServeError(f"not ready after {READY_SECONDS:.0f} s; GET {url}/health/ready says what is missing")
                     time.sleep(0.1)
         finally:
-            _stop([worker, api], stopping)
+            if stopping:
+                note(_STOPPING)
+            _stop([worker, api], stopping, note)
+            if stopping:
+                note("Stopped.")
 
 
 @contextmanager
@@ -181,16 +190,17 @@ class Child:
             self.process.send_signal(number)
 
 
-def _stop(children: list[Child], stopping: list[int]) -> None:
+def _stop(children: list[Child], stopping: list[int], note: Callable[[str], None]) -> None:
     """Ask all to stop; kill what has not after a while, or at a second Ctrl-C."""
     for child in children:
         child.signal(signal.SIGTERM)
     signals, until = len(stopping), time.monotonic() + STOP_SECONDS
     while any(child.alive() for child in children):
         if time.monotonic() > until or len(stopping) > signals:
+            note(_KILLING)
             for child in children:
                 child.signal(signal.SIGKILL)
-            until += STOP_SECONDS
+            signals, until = len(stopping), until + STOP_SECONDS
         time.sleep(0.02)
 
 
@@ -200,7 +210,14 @@ def _environment() -> dict[str, str]:
 
 
 def _migrate(environment: Mapping[str, str]) -> None:
-    done = subprocess.run([sys.executable, "-P", "-m", "store.upgrade"], env=dict(environment), stdout=sys.stderr, check=False)
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "store.upgrade"],
+        env=dict(environment),
+        stdout=sys.stderr,
+        check=False,
+        start_new_session=True,  # a Ctrl-C waits until it is done
+        preexec_fn=_die_with_parent,
+    )
     if done.returncode > 0:
         raise ServeError("the database could not be brought to the present schema; what is printed above says why")
 

@@ -27,28 +27,6 @@ FIGURES = {"loss": "validation loss", "top1": "top-1", "top5": "top-5"}
 """The figures of a validation as people call them, where that is not their own name."""
 
 
-def jobs_view(jobs: Sequence[Json]) -> RenderableType:
-    """A row per job."""
-    if not jobs:
-        return Text("No jobs.", style="dim")
-    table = plain_table()
-    for name, justify in (("id", "right"), ("name", "left"), ("state", "left"), ("progress", "left"), ("best", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    table.add_column("model", overflow="ellipsis", no_wrap=True)
-    table.add_column("submitted", justify="right")
-    for job in jobs:
-        table.add_row(
-            str(job["id"]),
-            escape(job["name"] or ""),
-            Text(job["state"], style=STATE_STYLES.get(job["state"], "")),
-            progress_text(job),
-            figure(_best(job)),
-            escape(job["spec"]["model"]["name"]),
-            ago(job["created_at"]),
-        )
-    return table
-
-
 def job_view(job: Json) -> RenderableType:
     """Where a job stands."""
     facts = Table.grid(padding=(0, 2))
@@ -86,12 +64,6 @@ def _latest(latest: Json) -> list[str]:
     figures = {"loss": latest.get("loss"), "mean loss": latest.get("mean_loss")}
     figures |= {FIGURES.get(name, name): value for name, value in (latest.get("validation") or {}).items()}
     return [f"{name} {figure(value)}" for name, value in figures.items() if value is not None]
-
-
-def _best(job: Json) -> float | str | None:
-    """What its best checkpoint is the best by."""
-    best, metric = job["best"] or {}, job["spec"].get("checkpoint", {}).get("metric")
-    return next((best[name] for name in (metric, "top1", "mAP", "mae") if name in best), None)
 
 
 def checkpoints_view(checkpoints: Sequence[Json], url: str) -> RenderableType:

@@ -38,7 +38,7 @@ from core.places import PinnedWeights, Places
 from core.resolve import resolve
 from core.shapes import run_shapes, shapes_of
 from core.spec import JobSpec, LossSpec, Task, faults_of
-from core.training import left_out
+from core.training import compiler, left_out
 from core.training.ranks import Ranks
 from core.training.recipe import Recipe, make_recipe
 from core.transfer import sources, weights
@@ -203,6 +203,7 @@ def plan(spec: JobSpec, places: Places) -> Plan:
     faults.collect(lambda: _check_loss(spec, dataset))
     faults.add(schedules.check(spec))
     faults.add(_check_metrics(spec, dataset))
+    faults.add(compiler.check(spec.training))
     resolved, preprocessing = _resolved(spec, places, dataset, faults)
     model = faults.collect(lambda: _shapes(resolved, spec, classes, places))
     if model is None:

@@ -21,11 +21,11 @@ import httpx
 from core import hashes
 from core.errors import TransferError
 from core.places import PinnedWeights, Places
-from fetching.client import Client
+from fetching.client import Client, SlowError
 from fetching.policy import Policy, RefusedError
 
 _TRIES = 4
-"""In a row without a byte more."""
+"""In a row without a byte more, or with so few that it would never end."""
 _PIECE = 1 << 20
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 _LOOK_AGAIN = 0.2
@@ -174,7 +174,8 @@ def _insist(wanted: PinnedWeights, part: BinaryIO, client: Client, watch: Watch)
         except (httpx.HTTPError, httpx.InvalidURL, _CutError) as error:
             watch.check()
             size = part.seek(0, os.SEEK_END)
-            tries, there = (tries + 1 if size <= there else 1), size
+            in_vain = size <= there or (isinstance(error, SlowError) and error.from_start)
+            tries, there = (tries + 1 if in_vain else 1), size
             if tries == _TRIES or not isinstance(error, httpx.TransportError | _CutError):
                 raise TransferError(f"{wanted.file} could not be fetched from {_host(wanted)}: {error}", _HINT) from error
             pause = watch.first_pause * 2 ** (tries - 1)

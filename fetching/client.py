@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import ssl
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +25,14 @@ from fetching.policy import Policy
 HUB = "https://huggingface.co"
 _REDIRECTS = 5
 _CONNECT, _READ = 10.0, 30.0
+
+
+class SlowError(httpx.TransportError):
+    """An answer came more slowly than the policy has it. `from_start`: it never kept up."""
+
+    def __init__(self, rate: float, least: float, *, from_start: bool) -> None:
+        super().__init__(f"it came at {rate:.0f} bytes a second, and at least {least:g} are asked for (GRAFT_DOWNLOAD_MIN_RATE)")
+        self.from_start = from_start
 
 
 class Client:
@@ -71,6 +81,59 @@ def _authorization(url: str, token: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if token and own else {}
 
 
+class _Pace:
+    """How fast a connection answers what it was asked last, in one stretch of time after the other.
+
+    A read has a timeout of its own, but a server that sends a byte within each would have it wait for ever.
+    """
+
+    def __init__(self, least: float, seconds: float) -> None:
+        self._least, self._seconds = least, seconds
+        self.begin()
+
+    def begin(self) -> None:
+        """Something was asked."""
+        self._since, self._bytes, self._kept_up = time.monotonic(), 0, False
+
+    def count(self, size: int) -> None:
+        """So many bytes more have come. Raises SlowError."""
+        self._bytes += size
+        now = time.monotonic()
+        if (seconds := now - self._since) < self._seconds:
+            return
+        if (rate := self._bytes / seconds) < self._least:
+            raise SlowError(rate, self._least, from_start=not self._kept_up)
+        self._since, self._bytes, self._kept_up = now, 0, True
+
+
+class _PacedStream(httpcore.NetworkStream):
+    """A connection whose bytes are counted as they come, those of headers too."""
+
+    def __init__(self, stream: httpcore.NetworkStream, pace: _Pace) -> None:
+        self._stream, self._pace = stream, pace
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        piece = self._stream.read(max_bytes, timeout)
+        if piece:
+            self._pace.count(len(piece))
+        return piece
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._stream.write(buffer, timeout)
+        self._pace.begin()
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        return _PacedStream(self._stream.start_tls(ssl_context, server_hostname, timeout), self._pace)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
 class _Dialer(httpcore.NetworkBackend):
     """Connects to checked addresses alone, and can cut what it connected."""
 
@@ -101,7 +164,7 @@ class _Dialer(httpcore.NetworkBackend):
                 failed = error
                 continue
             self._keep(stream.get_extra_info("socket"))
-            return stream
+            return _PacedStream(stream, _Pace(self._policy.min_rate, self._policy.rate_seconds))
         raise failed or httpcore.ConnectError(f"'{host}' has no address")
 
     def hang_up(self) -> None:

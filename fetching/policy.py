@@ -38,6 +38,9 @@ class Policy:
     max_bytes: int
     token: str | None = field(default=None, repr=False)
     """Opens private repositories of the Hugging Face hub; sent to the hub alone."""
+    min_rate: float = 0.0
+    """Bytes a second; an answer that comes more slowly over `rate_seconds` is cut."""
+    rate_seconds: float = 60.0
     resolve: Callable[[str, int], list[str]] = addresses_of
 
     def check(self, url: httpx.URL) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, literal, select, type_coerce
+from sqlalchemy import ColumnElement, func, literal, or_, select, type_coerce
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from core.events import JobState, StateData
 from store import datasets
+from store.capacity import Capacity, rivals
 from store.clock import now
 from store.errors import Conflict, NotFound, PinLost
 from store.events import NewEvent, checkpoints, record
@@ -160,11 +161,18 @@ def _labelled(session: Session, name: str, value: str) -> ColumnElement[bool]:
     return select(literal(1)).select_from(label).where(label.c.key == name, label.c.value == value).exists()
 
 
-def position(session: Session, job: Job) -> int | None:
-    """How many jobs of its queue go before it (0: it is the next one); None where it does not wait."""
+def position(session: Session, job: Job, workers: Collection[Capacity] = ()) -> int | None:
+    """How many jobs of its queue go before it (0: it is the next one); None where it does not wait.
+
+    `workers`: what those have that serve the queue. Only what one of them could run in place of this job counts: a job for
+    the CPU holds up none for a GPU, and one that needs more GPUs than any of them has holds up nobody. Where none of them
+    could run this one, all count that go before it whenever one comes.
+    """
     if job.state != "queued":
         return None
     waiting = select(func.count()).select_from(Job).where(Job.state == "queued", Job.queue == job.queue, before(job))
+    if fitting := [capacity for capacity in workers if capacity.fits(job.gpus)]:
+        waiting = waiting.where(or_(*(rivals(capacity, job.gpus) for capacity in fitting)))
     return session.execute(waiting).scalar_one()
 
 

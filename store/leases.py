@@ -6,10 +6,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, false, func, or_, select, true, update
+from sqlalchemy import ColumnElement, and_, func, or_, select, true, update
 from sqlalchemy.orm import Session
 
 from core.events import Failure, JobState
+from store.capacity import Capacity, on_cpu, on_gpus, taken
 from store.changes import change
 from store.clock import moment
 from store.fence import Lease, held, hold, lost
@@ -31,16 +32,6 @@ class Claim:
     plan: dict[str, Any]
     seconds_left: float | None = None
     """For how long it may still run, over this and all later attempts; None: as long as it takes."""
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """What a worker has free."""
-
-    gpus_free: int
-    gpus: int
-    """How many it has at all: a job that leaves it open takes one where there is any."""
-    cpu_free: int
 
 
 def claim(session: Session, *, owner: str, queues: Collection[str], capacity: Capacity, seconds: float) -> Claim | None:
@@ -76,7 +67,7 @@ def claim(session: Session, *, owner: str, queues: Collection[str], capacity: Ca
     )
     if job is None:
         return None
-    return Claim(Lease(job.id, job.attempt, owner, seconds), job.spec, _gpus(job.gpus, capacity), job.plan, _left(job))
+    return Claim(Lease(job.id, job.attempt, owner, seconds), job.spec, capacity.taken(job.gpus), job.plan, _left(job))
 
 
 def _left(job: Job) -> float | None:
@@ -84,28 +75,18 @@ def _left(job: Job) -> float | None:
     return None if hours is None else hours * 3600 - job.ran_seconds
 
 
-def _gpus(wanted: int | None, capacity: Capacity) -> int:
-    return min(1, capacity.gpus) if wanted is None else wanted
-
-
 def _fits(capacity: Capacity, ahead: Job | None) -> ColumnElement[bool]:
     """What is free suffices, and is not reserved by the job `ahead`."""
-    wanted = _wanted(capacity)
-    on_gpu = and_(wanted > 0, wanted <= capacity.gpus_free, true() if ahead is None else before(ahead))
-    return or_(on_gpu, wanted == 0 if capacity.cpu_free > 0 else false())
+    return or_(and_(on_gpus(capacity), true() if ahead is None else before(ahead)), on_cpu(capacity))
 
 
 def _reserved_by(session: Session, waiting: ColumnElement[bool], capacity: Capacity) -> Job | None:
     """The first waiting job that this worker could run, had it more GPUs free."""
     if not 0 < capacity.gpus_free < capacity.gpus:
         return None
-    wanted = _wanted(capacity)
+    wanted = taken(capacity)
     blocked = select(Job).where(waiting, wanted > capacity.gpus_free, wanted <= capacity.gpus).order_by(*ORDER).limit(1)
     return session.scalars(blocked).one_or_none()
-
-
-def _wanted(capacity: Capacity) -> ColumnElement[int]:
-    return func.coalesce(Job.gpus, _gpus(None, capacity))
 
 
 def renew(session: Session, lease: Lease) -> bool:

@@ -62,6 +62,10 @@ class Settings(BaseSettings):
         default=None, description="Opens private and gated repositories of the Hugging Face hub; best as a file."
     )
     download_max_bytes: int = Field(default=20 << 30, description="Bytes that a file of weights may have to be downloaded.")
+    download_min_rate: Annotated[int, Field(ge=0)] = Field(
+        default=10 << 10,
+        description="Bytes a second, over a minute. What comes more slowly is asked for again, and soon given up; 0 waits.",
+    )
 
     queues: Names = Field(default=["default"], description="Queues that a worker serves, separated by commas.")
     worker_name: str = Field(
@@ -191,6 +195,7 @@ class Settings(BaseSettings):
             "hosts": tuple(self.download_hosts),
             "private": self.download_private,
             "max_bytes": self.download_max_bytes,
+            "min_rate": self.download_min_rate,
             "token": self.hf_token.get_secret_value() if self.hf_token else None,
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from store.capacity import Capacity
 from store.clock import now
 from store.errors import NotFound
 from store.settings import SILENT_SECONDS
@@ -60,6 +62,17 @@ def listing(session: Session, silent: float = SILENT_SECONDS) -> list[WorkerStat
         for w in session.scalars(select(Worker))
     ]
     return sorted(found, key=lambda worker: (not worker.alive, worker.name))
+
+
+def capacities(session: Session) -> dict[str, set[Capacity]]:
+    """Of each queue, what the living workers have that serve it, were all of it free. One that drains serves none."""
+    served: defaultdict[str, set[Capacity]] = defaultdict(set)
+    for worker in listing(session):
+        if worker.alive and not worker.draining:
+            gpus = len(worker.devices.get("gpus", ()))
+            for queue in worker.queues:
+                served[queue].add(Capacity(gpus, gpus, worker.devices.get("cpu_slots", 0)))
+    return dict(served)
 
 
 def forget(session: Session, name: str) -> None:

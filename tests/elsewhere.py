@@ -64,6 +64,20 @@ class Elsewhere:
         self.answers[path] = answer
         return hashlib.sha256(content).hexdigest()
 
+    def trickle(self, path: str, content: bytes, *, piece: int = 1, pause: float = 0.02, times: int | None = None) -> str:
+        """Serve a file some bytes at a time, never pausing for long; the first `times` requests alone; its SHA-256."""
+        left = [times]
+
+        def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
+            if left[0] == 0:
+                send(handler, content)
+                return
+            left[0] = None if left[0] is None else left[0] - 1
+            send(handler, content, pieces=(piece, lambda: self.closing.wait(pause)))
+
+        self.answers[path] = answer
+        return hashlib.sha256(content).hexdigest()
+
     def redirect(self, path: str, to: str) -> None:
         self.answers[path] = lambda handler: _head(handler, 302, {"Location": to, "Content-Length": "0"})
 
@@ -84,8 +98,13 @@ class Elsewhere:
             self.answers[path] = lambda handler: send(handler, body)
 
 
-def send(handler: http.server.BaseHTTPRequestHandler, content: bytes, cut: int | None = None) -> None:
-    """A file, or the range of it that is asked for."""
+def send(
+    handler: http.server.BaseHTTPRequestHandler,
+    content: bytes,
+    cut: int | None = None,
+    pieces: tuple[int, Callable[[], bool]] | None = None,
+) -> None:
+    """A file, or the range of it that is asked for; in `pieces` of so many bytes, with a wait that says when to end."""
     found = re.fullmatch(r"bytes=(\d+)-(\d*)", handler.headers.get("Range", ""))
     first = int(found[1]) if found else 0
     last = min(int(found[2]), len(content) - 1) if found and found[2] else len(content) - 1
@@ -95,7 +114,14 @@ def send(handler: http.server.BaseHTTPRequestHandler, content: bytes, cut: int |
     part = content[first : last + 1]
     ranged = {"Content-Range": f"bytes {first}-{last}/{len(content)}"} if found else {}
     _head(handler, 206 if found else 200, {"Content-Length": str(len(part)), **ranged})
-    handler.wfile.write(part[:cut])
+    if pieces is None:
+        handler.wfile.write(part[:cut])
+        return
+    size, wait = pieces
+    for start in range(0, len(part), size):
+        handler.wfile.write(part[start : start + size])
+        if wait():
+            return
 
 
 def _head(handler: http.server.BaseHTTPRequestHandler, status: int, headers: dict[str, str]) -> None:

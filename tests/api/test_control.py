@@ -99,7 +99,7 @@ def test_a_drained_worker_is_shown_and_its_queue_has_nobody(bench, client):
     job_id = bench.job()
     queue = client.get(f"/jobs/{job_id}").json()["spec"]["resources"]["queue"]
     with bench.database.write() as session:
-        workers.heartbeat(session, name="host a.1", host="host", queues=[queue], devices={}, running=[3])
+        workers.heartbeat(session, name="host a.1", host="host", queues=[queue], devices={"cpu_slots": 1}, running=[3])
     assert client.get(f"/jobs/{job_id}").json()["warnings"] == []
     worker = client.post("/workers/host%20a.1/drain").json()
     assert (worker["name"], worker["draining"], worker["running"]) == ("host a.1", True, [3])

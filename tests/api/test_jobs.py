@@ -36,7 +36,7 @@ def test_a_queued_job_tells_its_place_and_that_nobody_serves_its_queue(bench, cl
 def test_a_job_that_needs_more_gpus_than_any_living_worker_has_waits_and_says_so(bench, client, wanted, gpus, warned):
     job_id = bench.job(resources={"gpus": wanted})
     with bench.database.write() as session:
-        devices = {"gpus": [str(index) for index in range(gpus)]}
+        devices = {"gpus": [str(index) for index in range(gpus)], "cpu_slots": 1}
         workers.heartbeat(session, name="here", host="host", queues=["default"], devices=devices, running=[])
         workers.heartbeat(session, name="cpu", host="other", queues=["default"], devices={"gpus": []}, running=[])
     warnings = client.get(f"/jobs/{job_id}").json()["warnings"]
@@ -45,11 +45,22 @@ def test_a_job_that_needs_more_gpus_than_any_living_worker_has_waits_and_says_so
         assert f"has {wanted} GPUs, the largest has {gpus}" in warnings[0]
 
 
+def test_a_job_for_the_cpu_waits_where_no_worker_has_a_slot_for_it_and_the_place_of_others_does_not_count_it(bench, client):
+    cpu, large, small = (bench.job(resources={"gpus": gpus, "queue": "gpus-only"}) for gpus in (0, 4, 1))
+    assert [client.get(f"/jobs/{job_id}").json()["position"] for job_id in (cpu, large, small)] == [0, 1, 2]
+    with bench.database.write() as session:
+        devices = {"gpus": ["0", "1"], "cpu_slots": 0}
+        workers.heartbeat(session, name="gpus only", host="host", queues=["gpus-only"], devices=devices, running=[])
+    assert "has a CPU slot (GRAFT_CPU_SLOTS)" in client.get(f"/jobs/{cpu}").json()["warnings"][0]
+    assert client.get(f"/jobs/{small}").json()["position"] == 0
+    assert {job["id"]: job["position"] for job in client.get("/jobs", params={"limit": 3}).json()["data"]}[small] == 0
+
+
 def test_a_queue_that_a_living_worker_serves_is_no_warning(bench, client):
     job_id = bench.job()
     queue = client.get(f"/jobs/{job_id}").json()["spec"]["resources"]["queue"]
     with bench.database.write() as session:
-        workers.heartbeat(session, name="here", host="host", queues=[queue], devices={"cpu": 1}, running=[job_id])
+        workers.heartbeat(session, name="here", host="host", queues=[queue], devices={"cpu_slots": 1}, running=[job_id])
     assert client.get(f"/jobs/{job_id}").json()["warnings"] == []
     answer = client.get("/workers").json()
     assert answer["queues"][queue] == {"queued": 1}

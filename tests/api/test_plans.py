@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from api import examples, schemas
+from store import workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]  # the sandbox imports torch once
 
@@ -26,6 +27,28 @@ def test_a_plan_says_everything_that_can_be_known_before_training(client):
     assert plan.steps.total == plan.steps.per_epoch > 10
     assert sum(row.tensors for row in plan.groups.groups) == len(plan.transfer.targets) - 60  # 60 buffers
     assert plan.memory["total"] > 44_000_000
+
+
+def test_a_plan_warns_where_no_living_worker_could_run_it_and_a_job_does_not_keep_that(bench, client):
+    def warnings(gpus):
+        answer = client.post("/plans", json={**SMALL, "resources": {"queue": "planned", "gpus": gpus}})
+        assert answer.status_code == 200, answer.text
+        return answer.json()["warnings"]
+
+    assert any("no living worker serves the queue 'planned'" in warning for warning in warnings(None))
+    with bench.database.write() as session:
+        devices = {"gpus": ["0", "1"], "cpu_slots": 1}
+        workers.heartbeat(session, name="planned", host="host", queues=["planned"], devices=devices, running=[])
+    assert [warning for warning in warnings(4) if "worker" in warning] == [
+        "no living worker of the queue 'planned' has 4 GPUs, the largest has 2; it waits for one that has"
+    ]
+    assert [warning for warning in warnings(2) if "worker" in warning] == []
+    job = client.post("/jobs", json={**SMALL, "resources": {"queue": "planned", "gpus": 4}}).json()
+    with bench.database.write() as session:
+        devices = {"gpus": ["0", "1", "2", "3"], "cpu_slots": 1}
+        workers.heartbeat(session, name="planned", host="host", queues=["planned"], devices=devices, running=[])
+    assert any("has 4 GPUs" in warning for warning in job["warnings"])
+    assert client.get(f"/jobs/{job['id']}").json()["warnings"] == warnings(4)
 
 
 @pytest.mark.parametrize("example", [name for name in examples.SPECS if name != "transfer"])

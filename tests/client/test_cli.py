@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
+from importlib.metadata import version
 
 import pytest
 from typer.testing import CliRunner
@@ -126,6 +127,18 @@ def test_ctrl_c_while_following_leaves_the_job_running_and_says_how_to_go_on(ser
     assert "graft logs -f 7" in result.stderr
     assert "graft cancel 7" in result.stderr
     assert [path for _, path, _, _ in service.asked] == ["/jobs"]
+
+
+def test_it_says_which_version_it_is(graft):
+    result = graft("--version")
+    assert (result.exit_code, result.stdout) == (0, f"graft {version('graft')}\n")
+
+
+def test_workers_are_a_table_or_json(service, graft):
+    answer = {"data": [], "queues": {"default": {"queued": 1}}}
+    service.answer("/workers", answer)
+    assert "Queue default: 1 queued; no worker serves it" in graft("workers").stdout
+    assert json.loads(graft("workers", "--json").stdout) == answer
 
 
 def test_the_help_lists_the_exit_statuses(graft):

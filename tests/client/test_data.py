@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
+import threading
+import time
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from client.cli import app
@@ -70,6 +74,25 @@ def test_a_folder_is_packed_while_it_is_sent_without_hidden_files_and_with_what_
         "train/dogs/" + "n" * 120 + "/gr\u00fcn.png": b"2" * 512, "train/linked/4.png": b"4",
     }  # fmt: skip
     assert parcel(pets).size == len(sent)
+
+
+def test_a_terminal_shows_that_what_was_sent_is_being_checked_and_for_how_long(service, graft, pets, monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr("client.data.err", Console(file=shown, force_terminal=True, width=120))
+    seen = threading.Event()
+
+    def answer(*_):
+        end = time.monotonic() + 30
+        while not re.search(r"decodes every image once.*0:00:0[1-9]", shown.getvalue()) and time.monotonic() < end:
+            time.sleep(0.02)
+        if time.monotonic() < end:
+            seen.set()
+        return 201, "application/json", [json.dumps(TOLD).encode()], True
+
+    service.answers["/datasets"] = answer
+    result = graft("upload", pets)
+    assert (result.exit_code, seen.is_set()) == (0, True)
+    assert "decodes" not in result.stdout
 
 
 @pytest.mark.parametrize(

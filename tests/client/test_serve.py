@@ -87,14 +87,15 @@ def test_a_child_that_does_not_listen_is_killed_at_a_second_signal(module, tmp_p
     child = Child(name, [], environment)
     while not deaf.exists():
         time.sleep(0.01)
-    begun = time.monotonic()
+    begun, notes = time.monotonic(), []
 
     class Impatient(list):
         def __len__(self):
             return 1 if time.monotonic() - begun < 0.2 else 2
 
-    serve._stop([child], Impatient())
+    serve._stop([child], Impatient(), notes.append)
     assert child.process.returncode == -signal.SIGKILL
+    assert notes == [serve._KILLING]
     assert time.monotonic() - begun < 30
 
 

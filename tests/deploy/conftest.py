@@ -74,7 +74,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "secrets").mkdir()
     for name, password in PASSWORDS.items():
         (folder / "secrets" / f"{name}_password").write_text(password + "\n")
-    (folder / "secrets" / "hf_token").touch()
+    shutil.copy(ROOT / ".no-secret", folder)
     return folder
 
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import tomllib
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ from store.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 OURS = ["migrate", "api", "worker", "worker-cpu"]
+ASKED = {"GRAFT_HOST": "the-host"}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,8 @@ def test_only_the_api_is_published_and_only_to_its_own_host(services):
 def test_our_services_can_write_only_where_they_must(services, name):
     service = services[name]
     assert service["read_only"]
-    assert service["tmpfs"] == ["/tmp"]  # noqa: S108
+    compiles = name.startswith("worker")
+    assert service["tmpfs"] == ["/tmp:exec" if compiles else "/tmp"]  # noqa: S108
     assert [volume["target"] for volume in service["volumes"] if not volume.get("read_only")] == ["/data"]
 
 
@@ -71,6 +74,7 @@ def test_every_service_has_few_rights_and_an_init(services):
 def test_every_image_is_pinned(services):
     dockerfile = (ROOT / "Dockerfile").read_text()
     images = {service["image"] for service in services.values()} | set(re.findall(r"ARG PYTHON=(\S+)", dockerfile))
+    images |= {services[name]["build"]["args"]["PYTHON"] for name in OURS}
     assert all(re.fullmatch(r"[a-z]+:\d+(\.\d+)*[a-z-]*", image) for image in images), images
     assert set(re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE)) == {"${PYTHON}"}
     assert re.findall(r"^USER (\d+)", dockerfile, re.MULTILINE)[-1] != "0"
@@ -82,6 +86,36 @@ def test_the_secrets_are_files_and_nowhere_else(compose, services):
     assert "requirepass $$(cat /run/secrets/graft_broker_password)" in services["redis"]["command"][-1]
     assert {secret["target"] for secret in services["api"]["secrets"]} == {f"/run/secrets/{name}" for name in compose["secrets"]}
     assert {name.removeprefix("graft_") for name in compose["secrets"]} <= set(Settings.model_fields)
+
+
+def test_a_token_for_the_hub_is_a_file_where_there_is_one_and_else_an_empty_one_that_the_repository_has(
+    compose, resolve, tmp_path
+):
+    default = Path(compose["secrets"]["graft_hf_token"]["file"])
+    assert default.name == ".no-secret"
+    assert (ROOT / default.name).read_bytes() == b""
+    assert (ROOT / default.name).is_file()
+    variables = {**ASKED, "GRAFT_HF_TOKEN_FILE": "./secrets/hf_token"}
+    given = json.loads(resolve(tmp_path, **variables).stdout)
+    assert given["secrets"]["graft_hf_token"]["file"] == str(tmp_path / "secrets" / "hf_token")
+
+
+def test_every_image_can_be_pinned_by_its_digest(resolve, tmp_path):
+    pinned = {name: f"mirror.example/{name.lower()}@sha256:{'0' * 64}" for name in ("PYTHON", "POSTGRES", "REDIS")}
+    resolved = resolve(tmp_path, **ASKED, **{f"GRAFT_{name}_IMAGE": image for name, image in pinned.items()})
+    services = json.loads(resolved.stdout)["services"]
+    assert {services[name]["image"] for name in ("postgres", "redis")} == {pinned["POSTGRES"], pinned["REDIS"]}
+    assert {services[name]["build"]["args"]["PYTHON"] for name in OURS} == {pinned["PYTHON"]}
+
+
+def test_the_image_can_compile_models():
+    (installed,) = re.findall(r"apt-get install .*--no-install-recommends (.+?) ", (ROOT / "Dockerfile").read_text())
+    assert installed == "g++"
+
+
+def test_the_image_is_built_from_every_package(wheel):
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert sorted(path.name for path in wheel.iterdir() if path.suffix != ".dist-info") == sorted(packages)
 
 
 @pytest.mark.parametrize("page", ["docker-compose.yml", ".env.example", "docs/deploy.md"])

@@ -78,12 +78,15 @@ def started(tmp_path, until):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_one_signal_stops_it_and_all_that_it_started(started, number):
+def test_one_signal_stops_it_and_all_that_it_started_and_it_says_so(started, number):
     process, children = started
     process.send_signal(number)
     output, _ = process.communicate(timeout=15)
     assert process.returncode == 0, output
     assert running(children) == []
+    told = " ".join(output.split())
+    assert "Stopping: what trains writes a checkpoint and goes back into its queue" in told
+    assert told.endswith("Stopped.")
     assert "Traceback" not in output
 
 

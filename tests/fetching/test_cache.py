@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import queue
@@ -108,6 +109,51 @@ def test_a_server_that_is_busy_is_asked_again_and_one_that_refuses_is_not(
         fetch(wanted, places, policy, watch())
     assert len(elsewhere.asked) == 5
     assert "inputs directory" in failed.value.hint
+
+
+def hurried(policy: Policy) -> Policy:
+    """As `policy`, with a least rate that is looked at soon; the head of an answer alone does not keep up with it."""
+    return dataclasses.replace(policy, min_rate=1000, rate_seconds=0.5)
+
+
+def test_a_server_that_trickles_is_asked_again_and_then_given_up(
+    elsewhere: Any, places: Places, policy: Policy, wanted: Any
+) -> None:
+    elsewhere.trickle("/w.pth", CONTENT)
+    lines: list[str] = []
+    with pytest.raises(TransferError, match=r"bytes a second, and at least 1000 are asked for \(GRAFT_DOWNLOAD_MIN_RATE\)"):
+        fetch(wanted, places, hurried(policy), watch(lines))
+    assert len(elsewhere.asked) == 4
+    assert ["trying again" in line for line in lines] == [True, True, True]
+    firsts = [int(headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-")) for _, headers in elsewhere.asked]
+    assert firsts == sorted(firsts)
+    assert firsts[-1] > 0, "each goes on where the one before it was given up"
+
+
+def test_a_server_that_trickled_and_is_fast_again_goes_on_where_it_was(
+    elsewhere: Any, places: Places, policy: Policy, wanted: Any
+) -> None:
+    elsewhere.trickle("/w.pth", CONTENT, times=1)
+    assert fetch(wanted, places, hurried(policy), watch()).read_bytes() == CONTENT
+    assert int(elsewhere.asked[-1][1]["Range"].removeprefix("bytes=").rstrip("-")) > 0
+
+
+def test_what_comes_slowly_but_fast_enough_is_waited_for(elsewhere: Any, places: Places, policy: Policy, wanted: Any) -> None:
+    elsewhere.trickle("/w.pth", CONTENT, piece=200_000, pause=0.05)
+    patient = dataclasses.replace(policy, min_rate=10, rate_seconds=0.2)
+    assert fetch(wanted, places, patient, watch()).read_bytes() == CONTENT
+    assert len(elsewhere.asked) == 1
+
+
+def test_headers_that_trickle_are_given_up_too(elsewhere: Any, places: Places, policy: Policy, wanted: Any) -> None:
+    def answer(handler: Any) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+        while not elsewhere.closing.wait(0.02):
+            handler.wfile.write(b"x")
+
+    elsewhere.answers["/w.pth"] = answer
+    with pytest.raises(TransferError, match="GRAFT_DOWNLOAD_MIN_RATE"):
+        fetch(wanted, places, hurried(policy), watch())
 
 
 def test_another_hash_is_refused_and_nothing_of_it_stays(elsewhere: Any, places: Places, policy: Policy, wanted: Any) -> None:

@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from store import commands, events, jobs, leases
+from store.capacity import Capacity
 from store.errors import Conflict, NotFound
 
 
@@ -124,6 +125,32 @@ def test_the_place_in_the_queue_counts_who_goes_first(database, clock, submit, t
     with database.read() as session:
         assert jobs.position(session, jobs.get(session, urgent.id)) is None
         assert jobs.position(session, first) == 0
+
+
+def test_who_can_have_nothing_that_a_job_waits_for_does_not_go_before_it(database, submit):
+    """On a worker with two GPUs and a CPU slot."""
+    asked = [None, 0, 4, 2, 0, 1, 8]
+    made = [submit(gpus=gpus) for gpus in asked]
+    submit(queue="other", gpus=1, priority=9)
+    with database.read() as session:
+        places = [jobs.position(session, job, [Capacity(2, 2, 1)]) for job in made]
+        assert places == [0, 0, 2, 1, 1, 2, 6], "those of 4 and 8 GPUs fit nowhere: they wait behind all, and nobody behind them"
+        larger = [Capacity(2, 2, 1), Capacity(4, 4, 0)]
+        assert [jobs.position(session, job, larger) for job in made] == [0, 0, 1, 2, 1, 3, 6]
+        without_gpus = [Capacity(0, 0, 1)]
+        assert [jobs.position(session, job, without_gpus) for job in made[:2]] == [0, 1], "both take the CPU there"
+
+
+def test_the_place_in_the_queue_is_how_many_are_claimed_before(database, submit, take):
+    submit(gpus=4, priority=9)
+    submit(gpus=0, priority=8)
+    made = [submit(gpus=gpus, priority=priority) for gpus, priority in ((1, 1), (2, 2), (None, 3))]
+    with database.read() as session:
+        told = {jobs.position(session, job, [Capacity(2, 2, 0)]): job.id for job in made}
+    claimed = []
+    while (claim := take(gpus=2, cpu=0)) is not None:
+        claimed.append(claim.lease.job_id)
+    assert claimed == [told[0], told[1], told[2]]
 
 
 def test_those_that_wait_and_run_are_counted_by_queue(database, submit, take):

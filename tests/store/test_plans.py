@@ -29,7 +29,7 @@ def test_the_hot_queries_use_their_indexes(database, submit, take):
         "pending": (lambda s: commands.pending(s, Lease(waiting.id, 1, "x", 60)), {"ix_commands_pending"}),
         "page": (lambda s: jobs.find(s, after=waiting.id), {"pk_jobs"}),
         "page of a state": (lambda s: jobs.find(s, state="failed", after=waiting.id), {"ix_jobs_state"}),
-        "position": (lambda s: jobs.position(s, waiting), {"ix_jobs_claim"}),
+        "position": (lambda s: jobs.position(s, waiting, [capacity]), {"ix_jobs_claim"}),
         "counts": (jobs.counts, {"ix_jobs_claim", "ix_jobs_state"}),
     }
     for name, (act, expected) in hot.items():

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from store import workers
+from store.capacity import Capacity
 from store.errors import NotFound
 
 
@@ -63,3 +64,15 @@ def test_a_worker_drains_until_it_starts_anew(database):
 def test_a_worker_that_nobody_heard_of_cannot_be_drained(database):
     with pytest.raises(NotFound, match="'nobody'"), database.write() as session:
         workers.drain(session, "nobody")
+
+
+def test_each_queue_has_what_its_living_workers_have_that_take_jobs(database, clock):
+    beat(database, "silent", queues=["night"])
+    clock.forward(31)
+    beat(database, "a", queues=["default", "big"], devices={"gpus": ["0", "1"], "gpus_free": 0, "cpu_slots": 1, "cpu_free": 0})
+    beat(database, "b", devices={"gpus": [], "cpu_slots": 2})
+    beat(database, "leaves", queues=["big"], devices={"gpus": ["0"] * 8})
+    with database.write() as session:
+        workers.drain(session, "leaves")
+        two, none = Capacity(2, 2, 1), Capacity(0, 0, 2)
+        assert workers.capacities(session) == {"default": {two, none}, "big": {two}}
