@@ -20,7 +20,7 @@ from core.transfer.adapters import Adaptation
 from core.transfer.advice import advice
 from core.transfer.heads import Head
 from core.transfer.loading import load_all_or_nothing
-from core.transfer.matching import TAKEN, Match, check_effects, entries_of, parameter_names, tied, with_ties
+from core.transfer.matching import TAKEN, UNCOUNTED, Match, check_effects, entries_of, parameter_names, tied, with_ties
 from core.transfer.renaming import COUNTER, Names, elements, listed
 from core.transfer.sources import Source, preprocessing_of, read
 from core.transfer.statefiles import dtype_name
@@ -140,7 +140,7 @@ def _versions(source: Source, pairs: Mapping[str, str]) -> dict[str, dict[str, o
 def _report(
     source: Source | None, names: Names | None, targets: list[TargetEntry], sources: list[SourceEntry], head: Head
 ) -> TransferData:
-    body = [one for one in targets if one.key not in head.keys and one.status != "excluded"]
+    body = [one for one in targets if one.key not in head.keys and one.status not in UNCOUNTED]
     total = _count(body).elements
     taken = _count(one for one in body if one.status in TAKEN).elements
     modules: dict[str, list[TargetEntry]] = {}
