@@ -13,6 +13,7 @@ from core.errors import Fault, SpecError, pointer_of
 from core.events import SourceEntry, SourceStatus, TargetEntry
 from core.spec import PretrainedSpec, Task
 from core.transfer.adapters import Adaptation, Known, Place, adapt, places_of
+from core.transfer.globs import exclude_of
 from core.transfer.heads import NO_HEAD, Head, Rows, check_kept, head_rows, rows_of, why_anew
 from core.transfer.renaming import COUNTER, Names, elements, listed, rename
 from core.transfer.statefiles import Entry, Source, alike, dtype_name, misfit
@@ -146,21 +147,22 @@ class Match:
 
     def check_fits(self) -> None:
         """Outside the head a tensor of the right name that does not fit is a mistake. Raises SpecError."""
-        misfits = [
-            f"'{key}' ({reason})"
+        misfits = {
+            key: f"'{key}' ({reason})"
             for key, source_key in self.names.source_of.items()
             if key in self.targets
             and not (key in self.head.keys or key in self.excluded or key.endswith(COUNTER) or self._is_own(key))
             and not self.adaptation(key, source_key)
             and (reason := misfit(self.targets[key], self.source.entries[source_key]))
-        ]
+        }
         if misfits:
-            first = misfits[0].split("'")[1]
+            advised = exclude_of(misfits, self.targets.keys() - self.excluded.keys())
+            them = "them" if len(misfits) > 1 else "it"
             unknown = "" if self.head.keys else f"; {NO_HEAD}"
             raise SpecError.at(
                 "/pretrained/source",
                 f"outside the head {len(misfits)} of its tensors {'have names' if len(misfits) > 1 else 'has a name'} of the "
-                f'model, but not the shape or type: {listed(misfits)}; let them start anew by "exclude": ["{first}"]{unknown}',
+                f"model, but not the shape or type: {listed(misfits.values())}; let {them} start anew by {advised}{unknown}",
             )
 
     def source_entry(self, key: str, used: set[str]) -> SourceEntry:

@@ -18,6 +18,7 @@ from core.events import Count, ModuleCount, SourceEntry, SourceStatus, TargetEnt
 from core.spec import PretrainedSpec, Task
 from core.transfer.adapters import Adaptation
 from core.transfer.advice import advice
+from core.transfer.globs import exclude_of
 from core.transfer.heads import Head
 from core.transfer.loading import load_all_or_nothing
 from core.transfer.matching import TAKEN, UNCOUNTED, Match, check_effects, entries_of, parameter_names, tied, with_ties
@@ -79,7 +80,7 @@ def apply_transfer(model: nn.Module, source: Source, plan: TransferPlan) -> None
         named = listed(f"'{plan.pairs[key]}' (as {dtype_name(own[key].dtype)})" for key in bad)
         raise TransferError(
             f"{source.name} holds NaN or infinity in {named}",
-            "Take another file; or start these entries anew by 'exclude' in /pretrained.",
+            f"Take another file; or let these entries start anew by {exclude_of(bad, own)} in /pretrained.",
         )
     for first, *others in tied(model):
         for other in (key for key in others if plan.pairs.get(key) != plan.pairs.get(first)):
