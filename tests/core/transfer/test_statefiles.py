@@ -115,7 +115,8 @@ def test_containers_are_a_thing_of_pickles(places: Places) -> None:
     save_file(STATE, places.inputs / "w.safetensors")
     for source, message in (
         ("file:w.safetensors", "'select' takes"),
-        ("torchvision:resnet18/IMAGENET1K_V1", "has no containers"),
+        ("timm:resnet18.a1_in1k", "'select' takes"),
+        ("job:3", "has no containers"),
     ):
         with pytest.raises(SpecError, match=message) as refused:
             read(source, places, container="model", shapes_only=True)
