@@ -79,9 +79,12 @@ def in_channels(place: Place, there: Entry, known: Known) -> Adaptation | None: 
     """The first convolution, [out, in, h, w], for images of another number of channels.
 
     To one channel the kernels are summed: grey is what all channels see. To more or fewer they are repeated in turn and scaled
-    by n/m, so that a bias and a norm behind it meet activations of the same size.
+    by n/m, so that a bias and a norm behind it meet activations of the same size. Of a convolution in groups `in` is no number
+    of channels.
     """
     here = place.entry.shape
+    if getattr(place.owners[0], "groups", 1) != 1:
+        return None
     if not place.stem or len(there.shape) != 4 or there.shape[:1] + there.shape[2:] != here[:1] + here[2:]:
         return None
     many, wanted = there.shape[1], here[1]
