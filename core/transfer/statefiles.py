@@ -94,7 +94,7 @@ def read_file(source: str, path: Path, shown: str, shapes_only: bool, container:
     sha256 = None if shapes_only else sha256_of(path)
     if path.suffix == ".safetensors":
         return read_safetensors(source, path, shown, sha256)
-    name, state = _opened(_load(path, shown), shown, container)
+    name, state = _state_in(path, shown, container)
     entries = {key: Entry(tuple(value.shape), value.dtype) for key, value in state.items()}
     steps = (TransferStep(kind="container", detail=name, keys=len(state)),) if name else ()
     versions = getattr(state, "_metadata", None)
@@ -128,7 +128,7 @@ def load_pickle(path: Path, shown: str, container: str | None = None) -> Mapping
 
     Raises SpecError at /pretrained/source, or at /pretrained/container.
     """
-    return _opened(_load(path, shown), shown, container)[1]
+    return _state_in(path, shown, container)[1]
 
 
 def look_into(path: Path, shown: str, container: str | None = None) -> None:
@@ -145,6 +145,26 @@ def load_tensors(path: Path, shown: str, container: str | None = None) -> Mappin
     if path.suffix == ".safetensors":
         return read_safetensors(shown, path, shown, None).tensors()
     return load_pickle(path, shown, container)
+
+
+def _state_in(path: Path, shown: str, container: str | None) -> tuple[str, Mapping[str, Tensor]]:
+    """The state dict in a pickle, as `_opened` has it, of tensors that can be copied from.
+
+    Others are found only while they are copied, when the model is half changed.
+    """
+    name, state = _opened(_load(path, shown), shown, container)
+    odd = [f"'{key}' ({'no data' if one.is_meta else 'sparse'})" for key, one in state.items() if _is_odd(one)]
+    if odd:
+        more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+        raise SpecError.at(
+            POINTER, f"'{shown}' holds what is no plain tensor: {odd[0]}{more}; save it dense, from a model that is not on 'meta'"
+        )
+    return name, state
+
+
+def _is_odd(tensor: Tensor) -> bool:
+    """Whether it has a shape and a type, and yet no numbers side by side."""
+    return tensor.is_meta or tensor.is_nested or tensor.layout != torch.strided
 
 
 def _load(path: Path, shown: str) -> object:

@@ -32,7 +32,8 @@ def steps(report: TransferData) -> list[tuple[str, str, int]]:
 
 
 @pytest.mark.parametrize(
-    "prefix", ["module.", "_orig_mod.", "_orig_mod.module.", "module.module.", "module._fsdp_wrapped_module."]
+    "prefix",
+    ["module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod.", "module.module.", "module._fsdp_wrapped_module."],
 )
 def test_what_wrappers_put_before_names_is_taken_out_and_said(prefix: str, graft: Graft) -> None:
     report = graft(net(), state(prefix), HEAD)
