@@ -175,26 +175,21 @@ def resize_patches(kernels: Tensor, new: Grid) -> Tensor:
 
 
 def relative_bias(place: Place, there: Entry, known: Known) -> Adaptation | None:
-    """Learned biases by the offset of two patches of a window, [offsets, heads], for windows of another size.
+    """Learned biases by the offset of two patches of a window, [offsets, heads] or [heads, rows, columns], for another window.
 
     The model's own window is asked for. The source's is known by the index beside its biases; where there is none, it is taken
     for square, or for the model's where as many biases say so.
     """
     here = place.entry.shape
-    if place.key.rpartition(".")[2] != windows.BIASES or len(here) != 2 or len(there.shape) != 2 or here[1] != there.shape[1]:
+    if place.key.rpartition(".")[2] != windows.BIASES:
         return None
-    new = _window_of(place)
-    more = None if new is None else windows.class_token_rows(here[0], new)
-    if new is None or more is None:
-        return None
-    count = there.shape[0] - more
-    if known.pairs is not None:
-        found = windows.of_pairs(count, known.pairs, class_token=more > 0)
-        # Which of its sides is the longer one only the model's can tell.
-        old = new if found == tuple(sorted(new)) else found if found == windows.square(count) else None
+    if len(here) == len(there.shape) == 3 and here[0] == there.shape[0]:
+        old, new = windows.of_sides(*there.shape[1:]), windows.of_sides(*here[1:])
+    elif len(here) == len(there.shape) == 2 and here[1] == there.shape[1]:
+        old, new = _windows(place, there, known.pairs)
     else:
-        old = new if there.shape == here else windows.square(count)
-    if old is None or old == new:
+        return None
+    if old is None or new is None or old == new:
         return None
     reason = f"resized from windows of {old[0]} x {old[1]} to {new[0]} x {new[1]} patches"
     return Adaptation("relative_bias", reason, lambda theirs, _: windows.resize_biases(theirs, old, new))
@@ -225,6 +220,21 @@ def _grid_of(place: Place) -> Grid | None:
         if isinstance(image, int) and isinstance(patch, int) and patch:
             return image // patch, image // patch
     return None
+
+
+def _windows(place: Place, there: Entry, pairs: int | None) -> tuple[windows.Window | None, windows.Window | None]:
+    """The source's window and the model's own, where they are known, of tables of biases [offsets, heads]."""
+    new = _window_of(place)
+    more = None if new is None else windows.class_token_rows(place.entry.shape[0], new)
+    if new is None or more is None:
+        return None, None
+    count = there.shape[0] - more
+    if pairs is None:
+        return new if there.shape == place.entry.shape else windows.square(count), new
+    found = windows.of_pairs(count, pairs, class_token=more > 0)
+    if found == tuple(sorted(new)):  # which of its sides is the longer one only the model's can tell
+        return new, new
+    return found if found == windows.square(count) else None, new
 
 
 def _window_of(place: Place) -> windows.Window | None:

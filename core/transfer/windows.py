@@ -60,6 +60,11 @@ def square(count: int) -> Window | None:
     return ((side + 1) // 2,) * 2 if side % 2 and side * side == count else None
 
 
+def of_sides(rows: int, columns: int) -> Window | None:
+    """The window whose offsets reach over so many rows and columns."""
+    return ((rows + 1) // 2, (columns + 1) // 2) if rows % 2 and columns % 2 else None
+
+
 def of_pairs(count: int, pairs: int, *, class_token: bool) -> Window | None:
     """The window that has so many offsets and so many pairs, the shorter side first: both tell it but for that.
 
@@ -75,10 +80,17 @@ def of_pairs(count: int, pairs: int, *, class_token: bool) -> Window | None:
 def resize_biases(table: Tensor, old: Window, new: Window) -> Tensor:
     """[offsets of `old` + more, heads] for the offsets of `new`, float32; the rows behind the offsets are kept.
 
-    Bicubic, as Swin has it for fine-tuning with another window (Liu et al., https://arxiv.org/abs/2103.14030, section 3.2) and
-    as its own loader does it: not antialiased, and by the new size.
+    Or [heads, rows, columns] of offsets, as MaxViT has them in TensorFlow. Bicubic, as Swin has it for fine-tuning with another
+    window (Liu et al., https://arxiv.org/abs/2103.14030, section 3.2) and as its own loader does it: not antialiased, and by
+    the new size.
     """
+    if table.ndim == 3:
+        return _resized(table.float(), new)
     count, heads = offsets(old), table.shape[1]
-    image = table[:count].float().T.reshape(1, heads, 2 * old[0] - 1, 2 * old[1] - 1)
-    resized = interpolate(image, size=(2 * new[0] - 1, 2 * new[1] - 1), mode="bicubic", align_corners=False)
-    return cat([resized.reshape(heads, -1).T, table[count:].float()])
+    image = table[:count].float().T.reshape(heads, 2 * old[0] - 1, 2 * old[1] - 1)
+    return cat([_resized(image, new).reshape(heads, -1).T, table[count:].float()])
+
+
+def _resized(image: Tensor, new: Window) -> Tensor:
+    size = (2 * new[0] - 1, 2 * new[1] - 1)
+    return interpolate(image[None], size=size, mode="bicubic", align_corners=False)[0]

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from timm.layers import RelPosBiasTf
 from timm.models.beit import Beit
 from timm.models.swin_transformer import SwinTransformer as TimmSwin
 from torch import Tensor, nn
@@ -168,6 +169,17 @@ def test_beits_biases_of_its_class_token_are_kept(graft: Graft) -> None:
     assert row(report, key).reason == "resized from windows of 3 x 3 to 4 x 4 patches"
     assert torch.equal(model.get_parameter(key)[-3:], other.get_parameter(key)[-3:])
     assert model(torch.rand(1, 3, 16, 16)).isfinite().all()
+
+
+def test_biases_that_lie_by_rows_and_columns_are_resized_too(graft: Graft) -> None:
+    """As timm has those of MaxViT from TensorFlow; the size of its images decides its window."""
+    model, other = RelPosBiasTf((2, 3), 2), RelPosBiasTf((4, 4), 2)
+    nn.init.normal_(other.relative_position_bias_table)
+    found = row(graft(model, state_of(other), min_loaded=1), "relative_position_bias_table")
+    assert (found.adapter, found.source_shape, found.shape) == ("relative_bias", [2, 7, 7], [2, 3, 5])
+    assert found.reason == "resized from windows of 4 x 4 to 2 x 3 patches"
+    expected = interpolate(other.relative_position_bias_table[None], size=(3, 5), mode="bicubic")[0]
+    assert torch.equal(model.relative_position_bias_table, expected)
 
 
 def test_a_learned_parameter_of_that_name_is_none_of_the_windows(faults_of: Faults) -> None:
