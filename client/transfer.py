@@ -22,6 +22,7 @@ _TARGETS = {
     "reinit": "starts anew",
     "missing": "not in the source",
     "excluded": "excluded",
+    "own": "computed by the model",
     "tied": "loaded under another name",
 }
 _SOURCES = {"dropped": "of the source, dropped", "unexpected": "of the source, unexpected"}

@@ -58,11 +58,11 @@ class StateData(Data):
     by: str | None = Field(default=None, description="Who did it: a worker's name, `api`, or `reaper`.")
 
 
-TargetStatus = Literal["loaded", "adapted", "reinit", "missing", "excluded"]
-"""As it came; made to fit by an adapter; there, but started anew; not there; not wanted."""
+TargetStatus = Literal["loaded", "adapted", "reinit", "missing", "excluded", "own"]
+"""As it came; made to fit by an adapter; there, but started anew; not there; not wanted; computed by the model."""
 SourceStatus = Literal["used", "dropped", "unexpected"]
 """Loaded or adapted; kept out by a rule, the head or `exclude`; of no use to this model."""
-Adapter = Literal["head_rows", "in_channels", "position_embedding", "patch_embedding"]
+Adapter = Literal["head_rows", "in_channels", "position_embedding", "patch_embedding", "relative_bias"]
 
 
 class TargetEntry(BaseModel):
@@ -121,7 +121,9 @@ class TransferData(Data):
     format: Literal["safetensors", "torch", "torchvision", "timm"] | None = None
     sha256: str | None = None
     head: list[str] = Field(default=[], description="The modules whose shape depends on the number of classes.")
-    loaded_share: float = Field(description="Share of the elements outside the head and `exclude` that came from the source.")
+    loaded_share: float = Field(
+        description="Share of the elements that came from the source, of those outside the head, `exclude` and `own`."
+    )
     totals: dict[TargetStatus, Count]
     source_totals: dict[SourceStatus, Count]
     casts: dict[str, Count] = Field(default={}, description="What was loaded into another dtype: `float16 -> float32`.")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from core.events import Adapter
+from core.transfer import windows
 from core.transfer.statefiles import Entry
 
 Grid = tuple[int, int]
@@ -37,6 +38,16 @@ class Adaptation:
 
 
 @dataclass(frozen=True)
+class Known:
+    """What is known of a tensor of the source beside its shape."""
+
+    grid: Grid | None = None
+    """That of its position embedding, where the spec says it."""
+    pairs: int | None = None
+    """Of a table of biases, how many pairs of tokens the index beside it has, where the source holds one."""
+
+
+@dataclass(frozen=True)
 class Place:
     """An entry of a model, and the modules that it lies in: its own first, then those around it, up to the model."""
 
@@ -55,25 +66,25 @@ def places_of(model: nn.Module, entries: Mapping[str, Entry]) -> dict[str, Place
     return {key: Place(key, entry, tuple(_owners(key, modules)), key == stem) for key, entry in entries.items()}
 
 
-def adapt(place: Place, there: Entry, grid: Grid | None) -> Adaptation | None:
-    """How the source's tensor comes to fit this entry of the model; None: no adapter knows how.
-
-    `grid` is that of the source's position embedding, where the spec says it.
-    """
-    for adapter in (in_channels, position_embedding, patch_embedding):
-        found = adapter(place, there, grid)
+def adapt(place: Place, there: Entry, known: Known) -> Adaptation | None:
+    """How the source's tensor comes to fit this entry of the model; None: no adapter knows how."""
+    for adapter in (in_channels, position_embedding, patch_embedding, relative_bias):
+        found = adapter(place, there, known)
         if found is not None:
             return found
     return None
 
 
-def in_channels(place: Place, there: Entry, grid: Grid | None) -> Adaptation | None:  # noqa: ARG001  (one signature for all)
+def in_channels(place: Place, there: Entry, known: Known) -> Adaptation | None:  # noqa: ARG001  (one signature for all)
     """The first convolution, [out, in, h, w], for images of another number of channels.
 
     To one channel the kernels are summed: grey is what all channels see. To more or fewer they are repeated in turn and scaled
-    by n/m, so that a bias and a norm behind it meet activations of the same size.
+    by n/m, so that a bias and a norm behind it meet activations of the same size. Of a convolution in groups `in` is no number
+    of channels.
     """
     here = place.entry.shape
+    if getattr(place.owners[0], "groups", 1) != 1:
+        return None
     if not place.stem or len(there.shape) != 4 or there.shape[:1] + there.shape[2:] != here[:1] + here[2:]:
         return None
     many, wanted = there.shape[1], here[1]
@@ -92,7 +103,7 @@ def repeat_channels(kernels: Tensor, wanted: int) -> Tensor:
     return _wide(kernels)[:, torch.arange(wanted) % many] * (many / wanted)
 
 
-def position_embedding(place: Place, there: Entry, grid: Grid | None) -> Adaptation | None:
+def position_embedding(place: Place, there: Entry, known: Known) -> Adaptation | None:
     """Learned positions, [1, tokens, width], for another grid of patches or with another number of tokens before them.
 
     The model's own grid is asked for, not guessed. Grids are compared, not token counts, which agree for (2, 8) and (4, 4).
@@ -105,7 +116,7 @@ def position_embedding(place: Place, there: Entry, grid: Grid | None) -> Adaptat
     ours = _layout(here[1], _grid_of(place))
     if ours is None:
         return None
-    theirs = _layout(there.shape[1], grid or (ours[0] if there.shape == here else None))
+    theirs = _layout(there.shape[1], known.grid or (ours[0] if there.shape == here else None))
     if theirs is None or theirs == ours:
         return None
     (old, old_tokens), (new, new_tokens) = theirs, ours
@@ -134,7 +145,7 @@ def resize_positions(positions: Tensor, old: Grid, new: Grid) -> Tensor:
     return image.permute(0, 2, 3, 1).reshape(1, new[0] * new[1], width)
 
 
-def patch_embedding(place: Place, there: Entry, grid: Grid | None) -> Adaptation | None:  # noqa: ARG001  (one signature for all)
+def patch_embedding(place: Place, there: Entry, known: Known) -> Adaptation | None:  # noqa: ARG001  (one signature for all)
     """The convolution that cuts images into patches, [width, channels, h, w], for patches of another size."""
     here, owner = place.entry.shape, place.owners[0]
     if not isinstance(owner, nn.Conv2d) or owner.stride != owner.kernel_size or place.key.rpartition(".")[2] != "weight":
@@ -163,6 +174,27 @@ def resize_patches(kernels: Tensor, new: Grid) -> Tensor:
     return resized.float().reshape(*kernels.shape[:2], *new)
 
 
+def relative_bias(place: Place, there: Entry, known: Known) -> Adaptation | None:
+    """Learned biases by the offset of two patches of a window, [offsets, heads] or [heads, rows, columns], for another window.
+
+    The model's own window is asked for. The source's is known by the index beside its biases; where there is none, it is taken
+    for square, or for the model's where as many biases say so.
+    """
+    here = place.entry.shape
+    if place.key.rpartition(".")[2] != windows.BIASES:
+        return None
+    if len(here) == len(there.shape) == 3 and here[0] == there.shape[0]:
+        old, new = windows.of_sides(*there.shape[1:]), windows.of_sides(*here[1:])
+    elif len(here) == len(there.shape) == 2 and here[1] == there.shape[1]:
+        old, new = _windows(place, there, known.pairs)
+    else:
+        return None
+    if old is None or new is None or old == new:
+        return None
+    reason = f"resized from windows of {old[0]} x {old[1]} to {new[0]} x {new[1]} patches"
+    return Adaptation("relative_bias", reason, lambda theirs, _: windows.resize_biases(theirs, old, new))
+
+
 def _wide(tensor: Tensor) -> Tensor:
     """float32, in which all of this is computed."""
     return tensor.float()
@@ -188,6 +220,29 @@ def _grid_of(place: Place) -> Grid | None:
         if isinstance(image, int) and isinstance(patch, int) and patch:
             return image // patch, image // patch
     return None
+
+
+def _windows(place: Place, there: Entry, pairs: int | None) -> tuple[windows.Window | None, windows.Window | None]:
+    """The source's window and the model's own, where they are known, of tables of biases [offsets, heads]."""
+    new = _window_of(place)
+    more = None if new is None else windows.class_token_rows(place.entry.shape[0], new)
+    if new is None or more is None:
+        return None, None
+    count = there.shape[0] - more
+    if pairs is None:
+        return new if there.shape == place.entry.shape else windows.square(count), new
+    found = windows.of_pairs(count, pairs, class_token=more > 0)
+    if found == tuple(sorted(new)):  # which of its sides is the longer one only the model's can tell
+        return new, new
+    return found if found == windows.square(count) else None, new
+
+
+def _window_of(place: Place) -> windows.Window | None:
+    """The model's own window: `window_size`, as torchvision's and timm's attention has it, else a square one."""
+    size = getattr(place.owners[0], "window_size", None)
+    if isinstance(size, Sequence) and len(size) == 2:
+        return int(size[0]), int(size[1])
+    return windows.square(place.entry.shape[0])
 
 
 def _layout(tokens: int, grid: Grid | None) -> tuple[Grid, int] | None:

@@ -12,13 +12,18 @@ from torch import Tensor, nn
 from core.errors import Fault, SpecError, pointer_of
 from core.events import SourceEntry, SourceStatus, TargetEntry
 from core.spec import PretrainedSpec, Task
-from core.transfer.adapters import Adaptation, Place, adapt, places_of
+from core.transfer.adapters import Adaptation, Known, Place, adapt, places_of
+from core.transfer.globs import exclude_of
 from core.transfer.heads import NO_HEAD, Head, Rows, check_kept, head_rows, rows_of, why_anew
-from core.transfer.renaming import COUNTER, Names, listed, rename
+from core.transfer.renaming import COUNTER, Names, elements, listed, rename
 from core.transfer.statefiles import Entry, Source, alike, dtype_name, misfit
+from core.transfer.windows import BIASES, beside, is_computed, pairs_beside
 
 TAKEN = ("loaded", "adapted")
 """The statuses of entries that come from the source."""
+UNCOUNTED = ("excluded", "own")
+"""The statuses of entries that nobody expects from it."""
+_OWN = "the model's own: it follows from its windows, and nothing in it is learned"
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,8 @@ class Match:
         )
         if key in self.excluded:
             return row.model_copy(update={"status": "excluded", "reason": self.excluded[key]})
+        if self._is_own(key):
+            return row.model_copy(update={"status": "own", "reason": _OWN})
         if source_key is None or there is None:
             return row.model_copy(update={"reason": self._why_missing(key)})
         cast = f"{dtype_name(there.dtype)} -> {dtype_name(here.dtype)}" if there.dtype != here.dtype else None
@@ -103,7 +110,26 @@ class Match:
             return None
         if key in self.head.keys:
             return head_rows(here, there, self.rows) if self.rows else None
-        return adapt(self.places[key], there, self.spec.grid)
+        return adapt(self.places[key], there, Known(self.spec.grid, pairs_beside(source_key, self.source.entries)))
+
+    def _is_own(self, key: str) -> bool:
+        """Whether an entry that follows from the model's windows stays: the source has none, or that of another window.
+
+        Where the index differs, the biases beside it must have been resized; else they are another window's.
+        """
+        if not is_computed(key) or key in self.parameters:
+            return False
+        source_key = self.names.source_of.get(key)
+        if source_key is None:
+            return True
+        here, there = self.targets[key], self.source.entries[source_key]
+        if misfit(here, there) is None:
+            return False
+        biases = beside(key, BIASES)
+        if biases not in self.targets or biases in self.excluded or biases not in self.names.source_of:
+            return True
+        same = elements(here.shape) == elements(there.shape)
+        return same or self.adaptation(biases, self.names.source_of[biases]) is not None
 
     def _why_missing(self, key: str) -> str:
         if key.endswith(COUNTER):
@@ -121,21 +147,22 @@ class Match:
 
     def check_fits(self) -> None:
         """Outside the head a tensor of the right name that does not fit is a mistake. Raises SpecError."""
-        misfits = [
-            f"'{key}' ({reason})"
+        misfits = {
+            key: f"'{key}' ({reason})"
             for key, source_key in self.names.source_of.items()
             if key in self.targets
-            and not (key in self.head.keys or key in self.excluded or key.endswith(COUNTER))
+            and not (key in self.head.keys or key in self.excluded or key.endswith(COUNTER) or self._is_own(key))
             and not self.adaptation(key, source_key)
             and (reason := misfit(self.targets[key], self.source.entries[source_key]))
-        ]
+        }
         if misfits:
-            first = misfits[0].split("'")[1]
+            advised = exclude_of(misfits, self.targets.keys() - self.excluded.keys())
+            them = "them" if len(misfits) > 1 else "it"
             unknown = "" if self.head.keys else f"; {NO_HEAD}"
             raise SpecError.at(
                 "/pretrained/source",
                 f"outside the head {len(misfits)} of its tensors {'have names' if len(misfits) > 1 else 'has a name'} of the "
-                f'model, but not the shape or type: {listed(misfits)}; let them start anew by "exclude": ["{first}"]{unknown}',
+                f"model, but not the shape or type: {listed(misfits.values())}; let {them} start anew by {advised}{unknown}",
             )
 
     def source_entry(self, key: str, used: set[str]) -> SourceEntry:
@@ -148,6 +175,8 @@ class Match:
             status, reason = "dropped", self.names.dropped[key]
         elif key not in used and name in self.excluded:
             status, reason = "dropped", f"the model's entry: {self.excluded[name]}"
+        elif key not in used and name in self.targets and self._is_own(name):
+            status, reason = "dropped", _OWN
         elif key not in used and name in self.targets:
             status, reason = "dropped", "the head, which starts anew" if in_head else "it does not fit the model's entry"
         elif key not in used:

@@ -33,8 +33,8 @@ class Published:
     preprocessing: Preprocessing
     build: Callable[[], nn.Module]
     """The model as these weights were trained, on the current default device."""
-    load: Callable[[Path], Mapping[str, Tensor]]
-    """Its state dict with the weights of the file, on the CPU. Raises TransferError."""
+    load: Callable[[Path, str | None], Mapping[str, Tensor]]
+    """Its state dict with the weights of the file, out of that container of it, on the CPU. Raises TransferError, SpecError."""
     classes: tuple[str, ...] | None = None
     """Names of the classes that its head tells apart, where the library says."""
 
@@ -85,10 +85,11 @@ def _build_torchvision(name: str, weights: WeightsEnum) -> nn.Module:
     return model
 
 
-def _load_torchvision(build: Callable[[], nn.Module], name: str, path: Path) -> Mapping[str, Tensor]:
+def _load_torchvision(build: Callable[[], nn.Module], name: str, path: Path, container: str | None) -> Mapping[str, Tensor]:
     official = build()
+    state = _undotted(load_pickle(path, path.name, container))
     try:
-        official.load_state_dict(_undotted(load_pickle(path, path.name)), strict=True, assign=True)
+        official.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
         raise TransferError(f"{path.name} does not hold the weights of {name}: {error}") from error
     return official.state_dict()
@@ -126,14 +127,14 @@ def _timm(name: str) -> Published:
     )
 
 
-def _load_timm(timm: Any, name: str, path: Path) -> Mapping[str, Tensor]:
+def _load_timm(timm: Any, name: str, path: Path, container: str | None) -> Mapping[str, Tensor]:
     """Read here, as every other file, and handed to timm for its conversion of older names alone.
 
     timm's own reader would take an average that lies beside the weights, and lets pickles hold more than tensors.
     """
+    tensors = load_tensors(path, path.name, container)
     try:
-        state = timm.models.clean_state_dict(load_tensors(path, path.name))
-        overlay = {"state_dict": state, "custom_load": False}
+        overlay = {"state_dict": timm.models.clean_state_dict(tensors), "custom_load": False}
         model: nn.Module = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:  # a damaged or foreign file raises whatever the reader stumbles over
         raise TransferError(f"{path.name} does not hold the weights of timm's {name}: {error}") from error

@@ -98,10 +98,13 @@ def rename(entries: Mapping[str, Entry], spec: PretrainedSpec, targets: Mapping[
     if work.faults:
         raise SpecError(*work.faults)
     _check_distinct(work, spec)
+    by_rules = work.left
+    averages = work.averages
     if spec.suffix_match:
         _match_suffixes(work, targets)
     else:
         _match_prefix(work, entries, targets)
+    _check_averages(by_rules, averages, work.left, targets, "/pretrained/suffix_match" if spec.suffix_match else POINTER)
     return Names(work.names, work.dropped, {name: key for key, name in work.left.items()}, tuple(work.steps))
 
 
@@ -224,22 +227,40 @@ def _match_prefix(work: _Work, entries: Mapping[str, Entry], targets: Mapping[st
             + (_ADD if best.add else _REMOVE).format(best.text.removesuffix(".")),
         )
     if not best.add:
-        _refuse_average(best.text, POINTER, work.averages)
+        _check_named(best.text, POINTER)
     names = {key: best.of(name) for key, name in work.left.items()}
     if len(set(names.values())) == len(names):
         work.step("prefix", str(best), names)
 
 
-def _refuse_average(prefix: str, pointer: str, averages: Iterable[str]) -> None:
+def _check_averages(
+    by_rules: Mapping[str, str], averages: Iterable[str], left: Mapping[str, str], targets: Mapping[str, Entry], pointer: str
+) -> None:
+    """No tensor of an AveragedModel may fit unless the rules took it out of there. Raises SpecError at `pointer`.
+
+    Its `module` may be what the model calls a part of itself, too. A model that has the count itself holds an average.
+    """
+    key_of = {name: key for key, name in by_rules.items()}
+    for average in averages:
+        counter = left[key_of[average.removesuffix("module.") + _AVERAGED]]
+        if counter not in targets and any(name.startswith(average) and left[key] in targets for key, name in by_rules.items()):
+            raise _refused_average(average, pointer, f"the {_AVERAGED} beside it")
+
+
+def _check_named(prefix: str, pointer: str) -> None:
+    """A prefix that comes off by itself may not name an average. Raises SpecError at `pointer`."""
+    if is_average(prefix):
+        raise _refused_average(prefix, pointer, "its name")
+
+
+def _refused_average(prefix: str, pointer: str, sign: str) -> SpecError:
     """Nobody's average is taken because it fits: what leads to it has to be said."""
-    counted = prefix in averages
-    if counted or is_average(prefix):
-        rule = json.dumps([f"^{re.escape(prefix)}", ""])
-        raise SpecError.at(
-            pointer,
-            f"what would fit lies below '{prefix}', by {f'the {_AVERAGED} beside it' if counted else 'its name'} an average, "
-            f'which is taken only if asked for: by "select": "{prefix.removesuffix(".")}", or add to \'rename\' {rule}',
-        )
+    rule = json.dumps([f"^{re.escape(prefix)}", ""])
+    return SpecError.at(
+        pointer,
+        f"what would fit lies below '{prefix}', by {sign} an average, which is taken only if asked for: "
+        f'by "select": "{prefix.removesuffix(".")}", or add to \'rename\' {rule}',
+    )
 
 
 def _prefixes(shapes: Mapping[str, tuple[int, ...]], targets: Mapping[str, Entry]) -> list[_Prefix]:
@@ -289,7 +310,7 @@ def _match_suffixes(work: _Work, targets: Iterable[str]) -> None:
                     "rename or drop one, or leave suffix_match out",
                 )
             source, target = (free[0], end) if side else (end, free[0])
-            _refuse_average(source.removesuffix(target), "/pretrained/suffix_match", work.averages)
+            _check_named(source.removesuffix(target), "/pretrained/suffix_match")
             found[source] = target
     if not found:
         raise SpecError.at(

@@ -12,11 +12,12 @@ from typing import Any
 
 from core.data.batches import Preprocessing
 from core.errors import SpecError, TransferError
+from core.events import TransferStep
 from core.hashes import remember, remember_finite, sha256_of, stamp_of
 from core.places import PinnedWeights, Places
 from core.shapes import shapes_of
 from core.transfer.published import SCHEMES, Published, published
-from core.transfer.statefiles import CONTAINER, POINTER, Entry, Source, look_into, read_file, read_safetensors
+from core.transfer.statefiles import CONTAINER, POINTER, Entry, Source, check_container, look_into, read_file, read_safetensors
 
 __all__ = ["Entry", "Source", "is_here", "pin", "preprocessing_of", "read"]
 
@@ -41,11 +42,11 @@ def read(source: str, places: Places, *, container: str | None = None, shapes_on
             raise SpecError.at(POINTER, f"{pinned.file} of '{source}' was not fetched yet")
         _trust(source, found, places)
         return _checked(read_file(source, found, pinned.file or found.name, shapes_only, container), places)
-    if container is not None:
-        raise SpecError.at(CONTAINER, f"it has no effect: '{source}' has no containers; leave it out")
     if kind in SCHEMES and rest:
-        return _read_published(source, places, shapes_only)
+        return _read_published(source, places, shapes_only, container)
     if kind == "job" and rest:
+        if container is not None:
+            raise SpecError.at(CONTAINER, f"it has no effect: '{source}' has no containers; leave it out")
         return _read_job(source, _pinned(source, places), shapes_only)
     raise SpecError.at(POINTER, f"'{source}' is no source of weights; write {_FORMS}")
 
@@ -77,19 +78,21 @@ def preprocessing_of(source: str, places: Places) -> Preprocessing | None:
     return None
 
 
-def _read_published(source: str, places: Places, shapes_only: bool) -> Source:
-    """As the official model names them."""
+def _read_published(source: str, places: Places, shapes_only: bool, container: str | None) -> Source:
+    """As the official model names them. What a pickle holds is known once it is here."""
     official = published(source)
+    check_container(official.pinned.file or "", container)
     pinned = places.pinned.get(source, official.pinned)
     path = pinned.path or places.find(pinned)
     if path is None and not (shapes_only and places.download):
         raise SpecError.at(POINTER, _not_here(official, places))
     if path is not None and shapes_only:
-        look_into(path, path.name)
+        look_into(path, path.name, container)
     state = shapes_of(official.build).state_dict()
     entries = {key: Entry(tuple(value.shape), value.dtype) for key, value in state.items()}
+    steps = () if container is None else (TransferStep(kind="container", detail=container, keys=len(entries)),)
     if path is None or shapes_only:
-        return Source(source, official.library, entries, dict, classes=official.classes)
+        return Source(source, official.library, entries, dict, classes=official.classes, steps=steps)
     here = path
     _trust(source, here, places)
     sha256 = sha256_of(here)
@@ -98,7 +101,7 @@ def _read_published(source: str, places: Places, shapes_only: bool) -> Source:
             f"{here.name} has the SHA-256 {sha256[:16]}…, its name says {pinned.sha256_begins}…: the file is damaged",
             "Delete the file, and fetch it again.",
         )
-    loaded = Source(source, official.library, entries, lambda: official.load(here), sha256, official.classes)
+    loaded = Source(source, official.library, entries, lambda: official.load(here, container), sha256, official.classes, steps)
     return _checked(loaded, places)
 
 

@@ -92,16 +92,21 @@ def read_file(source: str, path: Path, shown: str, shapes_only: bool, container:
     """
     if path.suffix not in READ or not path.is_file():
         raise SpecError.at(POINTER, f"'{shown}' is no file of weights; those end in {', '.join(READ)}")
+    check_container(path.name, container)
     sha256 = None if shapes_only else sha256_of(path)
     if path.suffix == ".safetensors":
-        if container is not None:
-            raise SpecError.at(CONTAINER, "a safetensors file has no containers; 'select' takes the names below one")
         return read_safetensors(source, path, shown, sha256)
-    name, state = _opened(_load(path, shown), shown, container)
+    name, state = _state_in(path, shown, container)
     entries = {key: Entry(tuple(value.shape), value.dtype) for key, value in state.items()}
     steps = (TransferStep(kind="container", detail=name, keys=len(state)),) if name else ()
     versions = getattr(state, "_metadata", None)
     return Source(source, "torch", entries, lambda: state, sha256, steps=steps, versions=versions, path=path)
+
+
+def check_container(file: str, container: str | None) -> None:
+    """Only a pickle has containers, and a file's name says whether it is one. Raises SpecError at /pretrained/container."""
+    if container is not None and file.endswith(".safetensors"):
+        raise SpecError.at(CONTAINER, "a safetensors file has no containers; 'select' takes the names below one")
 
 
 def read_safetensors(source: str, path: Path, shown: str, sha256: str | None, classes: tuple[str, ...] | None = None) -> Source:
@@ -120,28 +125,48 @@ def read_safetensors(source: str, path: Path, shown: str, sha256: str | None, cl
     return Source(source, "safetensors", entries, tensors, sha256, classes, path=path)
 
 
-def load_pickle(path: Path, shown: str) -> Mapping[str, Tensor]:
-    """The one state dict in a .pt or .pth file, on the CPU, mapped and not read where the format allows it.
+def load_pickle(path: Path, shown: str, container: str | None = None) -> Mapping[str, Tensor]:
+    """The one state dict in a .pt or .pth file, or that in `container`, on the CPU: mapped, where the format allows it.
 
-    Raises SpecError at /pretrained/source.
+    Raises SpecError at /pretrained/source, or at /pretrained/container.
     """
-    return _opened(_load(path, shown), shown, None)[1]
+    return _state_in(path, shown, container)[1]
 
 
-def look_into(path: Path, shown: str) -> None:
+def look_into(path: Path, shown: str, container: str | None = None) -> None:
     """Refuse a pickle that is not one state dict, where its format lets that be told without reading it all.
 
-    Raises SpecError at /pretrained/source.
+    Raises SpecError at /pretrained/source, or at /pretrained/container.
     """
     if path.suffix != ".safetensors" and zipfile.is_zipfile(path):
-        load_pickle(path, shown)
+        load_pickle(path, shown, container)
 
 
-def load_tensors(path: Path, shown: str) -> Mapping[str, Tensor]:
-    """The tensors in a safetensors file, or the one state dict in a pickle. Raises SpecError at /pretrained/source."""
+def load_tensors(path: Path, shown: str, container: str | None = None) -> Mapping[str, Tensor]:
+    """The tensors in a safetensors file, or a pickle's as `load_pickle` has them. Raises SpecError."""
     if path.suffix == ".safetensors":
         return read_safetensors(shown, path, shown, None).tensors()
-    return load_pickle(path, shown)
+    return load_pickle(path, shown, container)
+
+
+def _state_in(path: Path, shown: str, container: str | None) -> tuple[str, Mapping[str, Tensor]]:
+    """The state dict in a pickle, as `_opened` has it, of tensors that can be copied from.
+
+    Others are found only while they are copied, when the model is half changed.
+    """
+    name, state = _opened(_load(path, shown), shown, container)
+    odd = [f"'{key}' ({'no data' if one.is_meta else 'sparse'})" for key, one in state.items() if _is_odd(one)]
+    if odd:
+        more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+        raise SpecError.at(
+            POINTER, f"'{shown}' holds what is no plain tensor: {odd[0]}{more}; save it dense, from a model that is not on 'meta'"
+        )
+    return name, state
+
+
+def _is_odd(tensor: Tensor) -> bool:
+    """Whether it has a shape and a type, and yet no numbers side by side."""
+    return tensor.is_meta or tensor.is_nested or tensor.layout != torch.strided
 
 
 def _load(path: Path, shown: str) -> object:

@@ -19,9 +19,10 @@ from core.hashes import is_finite
 from core.spec import PretrainedSpec, Task
 from core.transfer.adapters import Adaptation
 from core.transfer.advice import advice
+from core.transfer.globs import exclude_of
 from core.transfer.heads import Head
 from core.transfer.loading import load_all_or_nothing
-from core.transfer.matching import TAKEN, Match, check_effects, entries_of, parameter_names, tied, with_ties
+from core.transfer.matching import TAKEN, UNCOUNTED, Match, check_effects, entries_of, parameter_names, tied, with_ties
 from core.transfer.renaming import COUNTER, Names, elements, listed
 from core.transfer.sources import Source, preprocessing_of, read
 from core.transfer.statefiles import dtype_name
@@ -36,8 +37,6 @@ __all__ = [
     "preprocessing_of",
     "read",
 ]
-
-_NOT_FINITE_HINT = "Take another file; or start these entries anew by 'exclude' in /pretrained."
 
 
 @dataclass(frozen=True)
@@ -88,9 +87,9 @@ def apply_transfer(model: nn.Module, source: Source, plan: TransferPlan) -> None
         key: plan.adaptations[key].apply(tensors[source_key], own[key].cpu()) if key in plan.adaptations else tensors[source_key]
         for key, source_key in plan.pairs.items()
     }
-    dtypes = {key: own[key].dtype for key in found if not (known and tensors[plan.pairs[key]].dtype == own[key].dtype)}
-    if fault := _not_finite(source, plan, {key: found[key] for key in dtypes}, dtypes):
-        raise TransferError(fault, _NOT_FINITE_HINT)
+    unknown = {key: one for key, one in found.items() if not (known and tensors[plan.pairs[key]].dtype == own[key].dtype)}
+    if fault := _not_finite(source, plan, unknown, own):
+        raise TransferError(*fault)
     for first, *others in tied(model):
         for other in (key for key in others if plan.pairs.get(key) != plan.pairs.get(first)):
             if not torch.equal(found[first].to(own[first].dtype), found[other].to(own[first].dtype)):
@@ -111,8 +110,8 @@ def look_through(source: Source, plan: TransferPlan, model: nn.Module) -> bool:
         return True
     own = model.state_dict()
     taken = {key: tensors[source_key] for key, source_key in plan.pairs.items() if key not in plan.adaptations}
-    if fault := _not_finite(source, plan, taken, {key: own[key].dtype for key in taken}):
-        raise SpecError.at("/pretrained/source", f"{fault}; {_NOT_FINITE_HINT[0].lower()}{_NOT_FINITE_HINT[1:]}")
+    if fault := _not_finite(source, plan, taken, own):
+        raise SpecError.at("/pretrained/source", ". ".join(fault))
     return False
 
 
@@ -147,12 +146,17 @@ def _check_enough(report: TransferData, match: Match) -> None:
 
 
 def _not_finite(
-    source: Source, plan: TransferPlan, tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]
-) -> str | None:
-    """Which of the tensors, by the model's keys, are not finite as these types; None: all are."""
-    bad = [key for key, tensor in tensors.items() if not _finite(tensor, dtypes[key])]
-    named = listed(f"'{plan.pairs[key]}' (as {dtype_name(dtypes[key])})" for key in bad)
-    return f"{source.name} holds NaN or infinity in {named}" if bad else None
+    source: Source, plan: TransferPlan, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> tuple[str, str] | None:
+    """Which of the tensors, by the model's keys, are not finite in the types of its `own`, and the way out; None: all are."""
+    bad = [key for key, tensor in tensors.items() if not _finite(tensor, own[key].dtype)]
+    if not bad:
+        return None
+    named = listed(f"'{plan.pairs[key]}' (as {dtype_name(own[key].dtype)})" for key in bad)
+    return (
+        f"{source.name} holds NaN or infinity in {named}",
+        f"Take another file; or let these entries start anew by {exclude_of(bad, own)} in /pretrained.",
+    )
 
 
 def _finite(tensor: Tensor, dtype: torch.dtype) -> bool:
@@ -174,7 +178,7 @@ def _versions(source: Source, pairs: Mapping[str, str]) -> dict[str, dict[str, o
 def _report(
     source: Source | None, names: Names | None, targets: list[TargetEntry], sources: list[SourceEntry], head: Head
 ) -> TransferData:
-    body = [one for one in targets if one.key not in head.keys and one.status != "excluded"]
+    body = [one for one in targets if one.key not in head.keys and one.status not in UNCOUNTED]
     total = _count(body).elements
     taken = _count(one for one in body if one.status in TAKEN).elements
     modules: dict[str, list[TargetEntry]] = {}

@@ -132,6 +132,23 @@ def test_a_file_that_was_fetched_before_is_planned_from_the_cache_even_where_dow
     assert answer.json()["transfer"]["loaded_share"] == 1
 
 
+def test_a_file_with_two_state_dicts_that_was_fetched_before_is_refused_and_the_choice_is_named(client, app):
+    state, buffer = squeezenet1_1().state_dict(), io.BytesIO()
+    torch.save({"model": state, "model_ema": state}, buffer)
+    sha256 = hashlib.sha256(buffer.getvalue()).hexdigest()
+    cache = app.state.service.settings.data_dir / "cache" / "weights"
+    cache.mkdir(parents=True, exist_ok=True)
+    (cache / f"{sha256}.pth").write_bytes(buffer.getvalue())
+    wish = {"source": "https://example.org/two.pth", "sha256": sha256}
+    answer = client.post("/jobs", json={**SMALL, "pretrained": wish})
+    assert answer.status_code == 422, answer.text
+    (error,) = answer.json()["errors"]
+    assert error["pointer"] == "/pretrained/source"
+    assert "more than one state dict (model, model_ema); say which by 'container'" in error["message"]
+    made = client.post("/jobs", json={**SMALL, "pretrained": {**wish, "container": "model_ema"}})
+    assert made.status_code == 201, made.text
+
+
 def test_a_repository_of_the_hub_is_pinned_to_its_commit(client, allow, elsewhere, monkeypatch):
     allow(elsewhere.host)
     monkeypatch.setenv("HF_ENDPOINT", elsewhere.url(""))
@@ -205,7 +222,8 @@ def test_a_number_that_is_none_is_refused_at_submission_and_a_file_without_any_n
     save_file(state, inputs / "broken.safetensors")
     pointer, message = refusal(client, "file:broken.safetensors")
     assert pointer == "/pretrained/source"
-    assert "holds NaN or infinity in 'features.0.bias' (as float32); take another file" in message
+    assert "holds NaN or infinity in 'features.0.bias' (as float32). Take another file" in message
+    assert '"exclude": ["features.0.bias"]' in message
 
     answer = plan(client, "file:broken.safetensors", exclude=["features.0.*"])
     assert answer.status_code == 200, answer.text

@@ -143,6 +143,12 @@ def test_the_report_says_what_was_loaded_what_was_done_to_it_and_what_was_left_o
     assert drawn(transfer_view(report), width) == text
 
 
+def test_what_follows_from_the_models_windows_is_said_to_be_computed(report: Row) -> None:
+    own = {"key": "layer1.index", "buffer": True, "status": "own", "shape": [16], "reason": "the model's own"}
+    report["targets"].append(own)
+    assert "computed by the model\n  layer1.index                   1  the model's own\n" in drawn(transfer_view(report))
+
+
 def test_a_report_from_before_there_were_steps_and_adapters_is_shown_too(report: Row) -> None:
     for row in (*report["modules"], *report["targets"]):
         row.pop("adapted", None)

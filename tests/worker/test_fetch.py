@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import threading
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import save
 from torchvision.models import squeezenet1_1
 
@@ -188,3 +190,21 @@ def test_a_real_job_trains_on_weights_from_elsewhere(bench: Any, submit: Any, el
     (report,) = bench.data(job.id, "transfer")
     assert (report["sha256"], report["loaded_share"], report["source"]) == (sha256, 1, source)
     assert bench.job(job.id).state == "succeeded"
+
+
+@pytest.mark.slow  # it trains, as far as the weights
+def test_a_file_that_turns_out_to_hold_two_state_dicts_fails_the_job_and_both_are_named(bench: Any, elsewhere: Any) -> None:
+    two, buffer = {"state_dict": {"w": torch.ones(1)}, "state_dict_ema": {"w": torch.ones(1)}}, io.BytesIO()
+    torch.save(two, buffer)
+    sha256 = elsewhere.file("/two.pth", buffer.getvalue())
+    bench.replace(download=True, download_hosts=[elsewhere.host], download_private=True)
+    source = elsewhere.url("/two.pth")
+    spec = bench.make_spec(pretrained={"source": source, "sha256": sha256})
+    with bench.database.write() as session:
+        plan = {"steps": {"total": 1}, "pinned": {source: {"file": "two.pth", "sha256": sha256, "url": source}}}
+        job, _ = jobs.create(session, spec=spec, plan=plan)
+    bench.run()
+
+    failure = bench.job(job.id).failure
+    assert failure["type"] == "transfer"
+    assert "more than one state dict (state_dict, state_dict_ema); say which by 'container'" in failure["message"]

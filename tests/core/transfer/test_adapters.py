@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate
 from torchvision.models import VisionTransformer
@@ -60,6 +61,12 @@ def test_only_the_stem_meets_images(faults_of: Faults) -> None:
     found = faults_of(stem(3), dict(stem(3).state_dict()) | {"1.weight": torch.ones(4, 3, 3, 3)})
     assert "'1.weight' (shape [4, 3, 3, 3] in the source, [4, 4, 3, 3] here)" in found["/pretrained/source"]
     assert "/pretrained/source" in faults_of(stem(64), dict(stem(3).state_dict()))
+
+
+def test_a_stem_in_groups_sees_a_part_of_the_channels_and_no_grey_image(faults_of: Faults) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, groups=3))
+    state = dict(nn.Sequential(nn.Conv2d(3, 6, 3)).state_dict())
+    assert "shape [6, 3, 3, 3] in the source, [6, 1, 3, 3] here" in faults_of(model, state)["/pretrained/source"]
 
 
 def vit(image: int, patch: int = 8) -> VisionTransformer:
@@ -140,6 +147,14 @@ def test_positions_whose_grid_nothing_tells_are_not_made_to_fit(graft: Graft, fa
 def test_positions_are_resized_to_a_size_and_not_by_a_factor(new: tuple[int, int]) -> None:
     """A factor rounds to a wrong number of patches (dinov2, issue 378)."""
     assert resize_positions(torch.randn(1, 196, 4).half(), (14, 14), new).shape == (1, new[0] * new[1], 4)
+
+
+@pytest.mark.parametrize(("old", "new"), [((14, 14), (7, 9)), ((4, 6), (8, 8))])
+def test_positions_are_resized_as_timm_resamples_them(old: tuple[int, int], new: tuple[int, int]) -> None:
+    """torchvision aligns corners and does not antialias: the same file would make another network."""
+    positions = torch.randn(1, old[0] * old[1], 4)
+    expected = resample_abs_pos_embed(positions, list(new), list(old), num_prefix_tokens=0)
+    assert torch.allclose(resize_positions(positions, old, new), expected, atol=1e-6)
 
 
 def test_positions_are_resized_in_single_precision() -> None:

@@ -32,7 +32,8 @@ def steps(report: TransferData) -> list[tuple[str, str, int]]:
 
 
 @pytest.mark.parametrize(
-    "prefix", ["module.", "_orig_mod.", "_orig_mod.module.", "module.module.", "module._fsdp_wrapped_module."]
+    "prefix",
+    ["module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod.", "module.module.", "module._fsdp_wrapped_module."],
 )
 def test_what_wrappers_put_before_names_is_taken_out_and_said(prefix: str, graft: Graft) -> None:
     report = graft(net(), state(prefix), HEAD)
@@ -171,6 +172,39 @@ def test_what_torch_averaged_is_known_by_its_count_and_never_taken_silently(
         report = graft(net(), averaged, HEAD, **wish)
         assert report.loaded_share == 1
         assert f"{before}n_averaged" in {one.key for one in report.sources if one.status != "used"}
+
+
+def holding(**parts: nn.Module) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(parts))
+
+
+@pytest.mark.parametrize(
+    ("model", "averaged"),
+    [
+        (holding(module=nn.Linear(2, 2)), AveragedModel(nn.Linear(2, 2))),  # each name fits as it is
+        (holding(module=nn.Linear(2, 2)), AveragedModel(holding(module=nn.Linear(2, 2)))),
+        (holding(module=nn.Linear(2, 2)), nn.DataParallel(AveragedModel(nn.Linear(2, 2)))),
+        (holding(net=holding(module=nn.Linear(2, 2))), AveragedModel(nn.Linear(2, 2))),
+    ],
+)
+def test_an_average_is_not_taken_for_a_part_that_the_model_calls_module(
+    model: nn.Module, averaged: nn.Module, graft: Graft, faults_of: Faults
+) -> None:
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    message = faults_of(model, dict(averaged.state_dict()))["/pretrained/source"]
+    assert "by the n_averaged beside it an average" in message
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert "/pretrained/suffix_match" in faults_of(model, dict(averaged.state_dict()), suffix_match=True)
+    select = message.partition('"select": "')[2].partition('"')[0]
+    assert graft(model, dict(averaged.state_dict()), select=select).loaded_share == 1
+
+
+def test_a_model_that_holds_an_average_takes_its_own(graft: Graft) -> None:
+    model, other = (holding(student=nn.Linear(2, 2), teacher=AveragedModel(nn.Linear(2, 2))) for _ in range(2))
+    for prefix in ("", "net."):
+        report = graft(model, {prefix + key: value for key, value in other.state_dict().items()})
+        assert report.loaded_share == 1
+        assert torch.equal(model.teacher.module.weight, other.teacher.module.weight)
 
 
 def test_an_average_that_its_container_names_is_asked_for_once(graft: Graft) -> None:

@@ -254,8 +254,10 @@ def test_of_a_timm_file_no_average_is_taken_silently_and_no_namespace_is_loaded(
         ({"state_dict_ema": official}, "by their name are an average"),
         ({"state_dict": official, "args": argparse.Namespace(lr=1)}, r"more than tensors \(argparse.Namespace\)"),
     ):
-        with pytest.raises(TransferError, match=message):
+        with pytest.raises(SpecError, match=message):
             _timm_of(content, path, places).tensors()
+        with pytest.raises(SpecError, match=message):
+            read("timm:test_resnet.r160_in1k", places, shapes_only=True)
 
 
 def test_a_file_that_changed_since_the_job_was_submitted_is_refused(places: Places) -> None:
@@ -331,6 +333,54 @@ def test_an_official_file_that_is_not_one_state_dict_is_refused_by_the_plan(
         read("torchvision:squeezenet1_1/IMAGENET1K_V1", places, shapes_only=True)
     (fault,) = refused.value.faults
     assert (fault.pointer, message in fault.message) == ("/pretrained/source", True)
+
+
+def test_of_an_official_file_with_several_state_dicts_the_chosen_one_is_taken(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    official = vision.squeezenet1_1().state_dict()
+    average = {key: value + 1 for key, value in official.items()}
+    content: Any = {"model": official, "model_ema": average}
+    _publish(vision.get_weight("SqueezeNet1_1_Weights.IMAGENET1K_V1"), content, places.inputs, monkeypatch)
+    name = "torchvision:squeezenet1_1/IMAGENET1K_V1"
+    for container, state in content.items():
+        source = read(name, places, container=container)
+        assert torch.equal(source.tensors()["features.0.bias"], state["features.0.bias"])
+        assert [(one.kind, one.detail) for one in source.steps] == [("container", container)]
+    with pytest.raises(SpecError, match=r"Did you mean 'model_ema'\?") as refused:
+        read(name, places, container="model_em", shapes_only=True)
+    assert refused.value.faults[0].pointer == "/pretrained/container"
+
+
+def test_of_timms_file_with_several_state_dicts_the_chosen_one_is_taken(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(timm.models.get_pretrained_cfg("test_resnet.r160_in1k"), hf_hub_filename="w.pth")
+    monkeypatch.setattr(timm.models, "get_pretrained_cfg", lambda _: config)
+    path = places.inputs / "weights" / "timm" / "test_resnet.r160_in1k" / "w.pth"
+    path.parent.mkdir(parents=True)
+    official = timm.create_model("test_resnet.r160_in1k").state_dict()
+    torch.save({"state_dict": official, "state_dict_ema": {key: value + 1 for key, value in official.items()}}, path)
+    source = read("timm:test_resnet.r160_in1k", places, container="state_dict_ema")
+    assert torch.equal(source.tensors()["fc.bias"], official["fc.bias"] + 1)
+
+
+@pytest.mark.parametrize("source", ["https://example.org/w.pth", "hf:org/repo/w.pth"])
+def test_a_fetched_file_with_several_state_dicts_is_refused_by_the_plan_and_by_the_worker(source: str, places: Places) -> None:
+    known = PinnedWeights(file="w.pth", sha256="ab" * 32, url="https://example.org/w.pth")
+    there = places.model_copy(update={"pinned": {source: known}})
+    places.weights_cache.mkdir(parents=True)
+    torch.save({"state_dict": STATE, "state_dict_ema": STATE}, places.weights_cache / known.cache_names[0])
+    for planned in (True, False):
+        with pytest.raises(SpecError, match=r"more than one state dict \(state_dict, state_dict_ema\)"):
+            read(source, there, shapes_only=planned)
+    assert read(source, there, container="state_dict_ema", shapes_only=True).entries.keys() == STATE.keys()
+
+
+def test_of_a_file_that_is_to_be_fetched_only_its_name_says_whether_it_has_containers(places: Places) -> None:
+    later = places.model_copy(update={"download": True})
+    source = read("torchvision:resnet18/IMAGENET1K_V1", later, container="model", shapes_only=True)
+    assert [one.detail for one in source.steps] == ["model"]
+    with pytest.raises(SpecError, match="a safetensors file has no containers"):
+        read("timm:resnet18.a1_in1k", later, container="model", shapes_only=True)
 
 
 def test_a_file_of_another_model_is_refused(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:

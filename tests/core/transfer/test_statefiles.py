@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import collections
+import re
 from collections.abc import Callable
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from core.errors import SpecError
 from core.places import Places
@@ -115,7 +117,8 @@ def test_containers_are_a_thing_of_pickles(places: Places) -> None:
     save_file(STATE, places.inputs / "w.safetensors")
     for source, message in (
         ("file:w.safetensors", "'select' takes"),
-        ("torchvision:resnet18/IMAGENET1K_V1", "has no containers"),
+        ("timm:resnet18.a1_in1k", "'select' takes"),
+        ("job:3", "has no containers"),
     ):
         with pytest.raises(SpecError, match=message) as refused:
             read(source, places, container="model", shapes_only=True)
@@ -126,6 +129,26 @@ def test_every_global_that_a_pickle_must_not_hold_is_named(refusal: Refusal) -> 
     message = refusal({"state_dict": STATE, "args": argparse.Namespace(lr=1), "counts": collections.deque([1])})[1]
     assert "holds more than tensors (argparse.Namespace, collections.deque)" in message
     assert "save the state_dict() alone" in message
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")  # torch says that it takes a moment
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [
+        (torch.ones(2, 3, device="meta"), "'conv.weight' (no data)"),
+        (torch.ones(2, 3).to_sparse(), "'conv.weight' (sparse)"),
+    ],
+)
+def test_what_cannot_be_copied_from_is_refused_before_anything_is_copied(tensor: Tensor, said: str, refusal: Refusal) -> None:
+    """A plain `load_state_dict` fails at such a tensor with the modules before it changed."""
+    pointer, message = refusal({**STATE, "conv.weight": tensor})
+    assert (pointer, said in message) == ("/pretrained/source", True)
+
+
+def test_pickles_are_read_by_a_torch_whose_unpickler_is_known_to_hold() -> None:
+    """CVE-2025-32434 was closed in 2.6, CVE-2026-24747 in 2.10."""
+    (floor,) = (found for one in requires("graft") or () if (found := re.match(r"torch>=(\d+)\.(\d+)", one)))
+    assert (int(floor[1]), int(floor[2])) >= (2, 10)
 
 
 def test_the_versions_of_a_state_dicts_modules_are_kept(opened: Opened) -> None:

@@ -155,6 +155,14 @@ def test_loading_keeps_the_very_tensors_that_an_optimizer_may_hold(graft: Graft)
     assert all(held[name] is parameter for name, parameter in model.named_parameters())
 
 
+def test_loading_keeps_how_tensors_lie_in_memory(graft: Graft) -> None:
+    model, other = (nn.Sequential(nn.Conv2d(channels, 4, 3)) for channels in (3, 1))
+    model.to(memory_format=torch.channels_last)
+    for state in (dict(nn.Sequential(nn.Conv2d(3, 4, 3)).state_dict()), dict(other.state_dict())):
+        graft(model, state)
+        assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_another_dtype_is_cast_and_said(graft: Graft) -> None:
     model = two_layers()
     report = graft(
@@ -172,6 +180,13 @@ def test_casts_are_counted(graft: Graft) -> None:
 def test_integers_are_not_taken_for_weights(faults_of: Faults) -> None:
     found = faults_of(two_layers(), copied(two_layers()) | {"body.bias": torch.ones(3, dtype=torch.int8)}, HEAD)
     assert "'body.bias' (int8 in the source, float32 here)" in found["/pretrained/source"]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
+def test_what_is_another_kind_of_number_is_never_cast(dtype: torch.dtype, faults_of: Faults) -> None:
+    name = str(dtype).removeprefix("torch.")
+    state = copied(two_layers()) | {"body.bias": torch.ones(3).to(dtype)}
+    assert f"'body.bias' ({name} in the source, float32 here)" in faults_of(two_layers(), state, HEAD)["/pretrained/source"]
 
 
 def test_a_counter_of_another_type_is_no_error(graft: Graft) -> None:
@@ -309,6 +324,18 @@ def test_two_different_tensors_for_one_tied_parameter_are_an_error(graft: Graft)
     with pytest.raises(TransferError, match=r"'reader\.weight' and 'writer\.weight' are one tensor here"):
         graft(model, {"reader.weight": torch.ones(3, 3), "writer.weight": torch.zeros(3, 3)})
     assert same(model, before)
+
+
+def test_two_names_of_a_tied_parameter_are_two_entries_of_one_tensor(graft: Graft) -> None:
+    """A state dict lists both, `named_parameters` the first alone; files hold it twice, each time alike."""
+    model, other = Tied(), Tied()
+    report = graft(model, copied(other))
+    assert [(one.key, one.status, one.buffer) for one in report.targets] == [
+        ("reader.weight", "loaded", False), ("writer.weight", "loaded", False),
+    ]  # fmt: skip
+    assert {one.status for one in report.sources} == {"used"}
+    assert model.reader.weight is model.writer.weight
+    assert torch.equal(model.writer.weight, other.reader.weight)
 
 
 def test_one_name_of_a_tied_parameter_is_enough(graft: Graft) -> None:
