@@ -19,7 +19,7 @@ from core import randomness
 from core.adjustments import Adjustments
 from core.errors import DivergedError
 from core.events import AdjustedData, CheckpointData, Data, EpochData, Figure, Firing, Iteration, LogData, RuleData, best, figure
-from core.models.outputs import LossFunction
+from core.loss.means import LossFunction
 from core.optimizer.control import GroupControl
 from core.optimizer.groups import learning_rates
 from core.optimizer.schedules import set_rates

@@ -12,7 +12,6 @@ little: 100 MB, a ResNet-50's, take a millisecond or so between GPUs of one NVLi
 
 from __future__ import annotations
 
-import copy
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
@@ -26,8 +25,9 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import TCPStore  # torch.distributed has it too, but not for type checkers
 
 from core import randomness
+from core.loss.means import LossFunction, counted, summed
 from core.models.norms import across_ranks, sees_all_ranks
-from core.models.outputs import LossFunction, loss_of
+from core.models.outputs import loss_of
 from core.training.readback import Readback
 
 _BUCKET = 25 << 20
@@ -140,12 +140,10 @@ class Ranks:
         """`loss_fn` as a part of the window's. A mean that is weighted by class is one over the weights of the whole window."""
         if self.size == 1 and len(window.batches) == 1:
             return loss_fn
-        if (counted := _counted(loss_fn, window)) is None:
+        if (weighed := counted(loss_fn, torch.cat([targets for _, targets in window.batches]))) is None:
             return lambda logits, targets: len(targets) / window.samples * loss_fn(logits, targets)
-        counted = self.total(counted)
-        summed: Any = copy.copy(loss_fn)
-        summed.reduction = "sum"
-        return lambda logits, targets: summed(logits, targets) / counted
+        whole, added = self.total(weighed), summed(loss_fn)
+        return lambda logits, targets: added(logits, targets) / whole
 
 
 class Group(Ranks):
@@ -300,17 +298,6 @@ def _store(rank: int, size: int) -> TCPStore:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     listening = socket.create_server((address, port), reuse_port=True).detach() if rank == 0 else None
     return TCPStore(address, port, size, rank == 0, timeout=_MEET, wait_for_workers=False, master_listen_fd=listening)
-
-
-def _counted(loss_fn: LossFunction, window: Window) -> Tensor | None:
-    """What the mean of a loss is divided by, where that is not the number of samples (torch.nn.CrossEntropyLoss, `weight`)."""
-    if not isinstance(loss_fn, nn.CrossEntropyLoss | nn.NLLLoss) or (loss_fn.weight is None and loss_fn.ignore_index < 0):
-        return None
-    targets = torch.cat([targets for _, targets in window.batches])
-    if targets.is_floating_point():  # of probabilities torch's mean is one over the samples
-        return None
-    weight = torch.ones_like(targets, dtype=torch.float32) if loss_fn.weight is None else loss_fn.weight[targets]
-    return weight.masked_fill(targets == loss_fn.ignore_index, 0.0).sum()
 
 
 def _sum(gradients: list[Tensor]) -> None:

@@ -18,8 +18,8 @@ from core.data.images import ArrayImages
 from core.data.targets import Converting, as_targets, predictions
 from core.errors import SpecError
 from core.loss.balance import class_weights, positive_weights
-from core.loss.losses import build_loss, check_loss, loss_names, loss_notes, make_loss, resolve_loss
-from core.spec import DEFAULT_LOSSES, LossSpec, Task
+from core.loss.losses import build_loss, check_loss, check_steps, loss_names, loss_notes, make_loss, resolve_loss
+from core.spec import DEFAULT_LOSSES, JobSpec, LossSpec, Task
 
 SEVERAL = torch.tensor([[0.0, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 1]])
 NUMBERS = torch.tensor([[0.5, 0.1, 0.2], [0.3, 0.9, 0.7], [0, 1, 0.5], [0.25, 0.5, 0.75]])
@@ -211,6 +211,30 @@ def test_what_cannot_be_balanced_is_refused() -> None:
     assert "the dataset's targets are numbers" in refusal("BCEWithLogitsLoss", OF_TASK["regression"], pos_weight="balanced")[1]
     assert refusal("MSELoss", OF_TASK["multiclass"], weight="balanced")[0] == "/loss/weight"
     assert "a list of numbers or 'balanced', got" in refusal(None, OF_TASK["multiclass"], weight="balancd")[1]
+
+
+@pytest.mark.parametrize("keywords", [{"weight": [1, 0, 1]}, {"ignore_index": 1}, {"weight": [1, 1, 0], "ignore_index": 1}])
+def test_a_split_or_a_step_in_which_nothing_weighs_anything_is_refused(keywords: dict[str, Any]) -> None:
+    loss, pointer = LossSpec(name="CrossEntropyLoss", **keywords), f"/loss/{next(iter(keywords))}"
+    ones = dataset(torch.ones(4, dtype=torch.int64))
+    mixed = dataset(torch.tensor([0, 0, 1, 1, 1, 0]))
+    with pytest.raises(SpecError, match="every validation image is of a class that weighs nothing") as refusal:
+        make_loss(loss, replace(mixed, validation=ones.train))
+    assert refusal.value.faults[0].pointer == pointer
+    with pytest.raises(SpecError, match="every training image"):
+        make_loss(loss, replace(mixed, train=ones.train))
+
+    def job(size: int, **training: int) -> JobSpec:
+        loader = {"batch_size": size, "shuffle": bool(training)}
+        parts = {"dataset": {"source": "sklearn:digits"}, "model": {"name": "x:y"}, "loss": loss.model_dump(), "loader": loader}
+        return JobSpec.model_validate({**parts, "training": training})
+
+    with pytest.raises(SpecError, match="in step 1 every image is of a class that weighs nothing") as refusal:
+        check_steps(make_loss(loss, mixed), job(2), mixed)
+    assert refusal.value.faults[0].pointer == pointer
+    check_steps(make_loss(loss, mixed), job(3), mixed)
+    with pytest.raises(SpecError, match=r"in step \d+ every"):  # in the order of some epoch
+        check_steps(make_loss(loss, mixed), job(3, epochs=50), mixed)
 
 
 # --- keywords ----------------------------------------------------------------------------------------------------------------
