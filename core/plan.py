@@ -167,7 +167,7 @@ def prepare(spec: JobSpec, places: Places, device: torch.device, ranks: Ranks | 
     train, validation = loader(True), loader(False)
     if spec.dataset.corrupt == "skip":
         for split in (train, validation):
-            left_out.agree(split, ranks)
+            left_out.agree(split, ranks.gather)
         left_out.check(train, validation, spec.training.epochs, partial(_trains_on_one, spec, len(dataset.classes), places))
     made, _ = features.foresee(
         model, grouped, spec, places, size=preprocessing.size, images=len(dataset.train) + len(dataset.validation)

@@ -123,6 +123,11 @@ class Featured:
         """What the loader leaves out."""
         return self._loader.corrupt
 
+    @property
+    def may_lose(self) -> bool:
+        """Whether the loader does in mid-epoch."""
+        return self._loader.may_lose
+
     def leave_out(self, corrupt: Mapping[int, str]) -> None:
         """More of it, from the next epoch on."""
         self._loader.leave_out(corrupt)

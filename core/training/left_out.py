@@ -7,7 +7,6 @@ from typing import Protocol
 
 from core.data.batches import Loader
 from core.errors import DataError
-from core.training.ranks import Ranks
 
 _LISTED = 20
 _MEND = "Mend or remove the files that the log names, or take a larger loader.batch_size, then submit the job again."
@@ -26,13 +25,23 @@ class Split(Protocol):
         ...
 
 
-def agree(loader: Split, ranks: Ranks) -> None:
-    """Leave out what any rank cannot read: batches, and so the shares of each, are the same on all. Collective."""
+Gather = Callable[[dict[int, str]], list[dict[int, str]]]
+"""What each rank has, in order: `core.training.ranks.Ranks.gather`."""
+
+
+def agree(loader: Split, gather: Gather) -> bool:
+    """Leave out what any rank cannot read: batches, and so the shares of each, are the same on all. Collective.
+
+    Whether one of them has heard of something new by that.
+    """
+    told = gather(loader.corrupt)
     found: dict[int, str] = {}
-    for one in ranks.gather(loader.corrupt):
+    for one in told:
         found |= one
+    new = any(one.keys() != found.keys() for one in told)
     if found:
         loader.leave_out({index: loader.corrupt.get(index, found[index]) for index in sorted(found)})
+    return new
 
 
 def check(train: Loader, validation: Loader, epochs: int, on_one: Callable[[], bool]) -> None:
@@ -68,7 +77,7 @@ class Listing:
         """Those that were not told yet."""
         for split, loader in self._splits.items():
             told, self._told[split] = self._told[split], len(loader.corrupt)
-            messages = list(loader.corrupt.values())[told:]
+            messages = [why for _, why in sorted(list(loader.corrupt.items())[told:])]  # in one order on all ranks
             listed = messages[: max(0, _LISTED - told)]
             yield from (f"{message}; it is left out ({split})" for message in listed)
             if more := len(messages) - len(listed):

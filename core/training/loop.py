@@ -28,7 +28,7 @@ from core.plan import Prepared, prepare
 from core.spec import JobSpec
 from core.training import checkpoints
 from core.training.divergence import Watch
-from core.training.evaluation import evaluate
+from core.training.evaluation import Evaluation, evaluate
 from core.training.left_out import Listing, agree
 from core.training.progress import Pace, Progress, Tally
 from core.training.ranks import Batches, Ranks
@@ -176,8 +176,7 @@ def fit(
                     progress = yield from recovery.recover(error)
                     continue
                 if spec.dataset.corrupt == "skip":
-                    agree(job.train, ranks)
-                    agree(job.validation, ranks)
+                    agree(job.train, ranks.gather)
                     yield from _warnings(progress.step, (*listing.new(), *listing.total(epoch)))
         finally:
             recovery.close()
@@ -282,12 +281,9 @@ def _epoch(keeper: _Keeper, progress: Progress) -> Generator[Iteration | tuple[i
     return (yield from _validate(keeper, done, figure(losses.mean()), time.perf_counter() - start))
 
 
-def _validate(
-    keeper: _Keeper, progress: Progress, mean: Figure, seconds: float
-) -> Generator[tuple[int, Data], None, Progress]:  # fmt: skip
-    """The end of an epoch whose training took `seconds`."""
-    job = keeper.job
-    with job.recipe.final():
+def _evaluated(job: Prepared) -> Evaluation:
+    """The validation; once more, where a rank could not read some image of it that the others do not know of."""
+    while True:
         found = evaluate(
             job.model,
             job.validation,
@@ -297,6 +293,17 @@ def _validate(
             classes=len(job.dataset.classes),
             runs=job.recipe,
         )
+        if job.spec.dataset.corrupt != "skip" or not agree(job.validation, job.ranks.gather):
+            return found
+
+
+def _validate(
+    keeper: _Keeper, progress: Progress, mean: Figure, seconds: float
+) -> Generator[tuple[int, Data], None, Progress]:  # fmt: skip
+    """The end of an epoch whose training took `seconds`."""
+    job = keeper.job
+    with job.recipe.final():
+        found = _evaluated(job)
     validation = {name: figure(value) for name, value in found.figures.items()}
     progress = replace(progress, history=(*progress.history, validation))
     yield (
