@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from core import randomness
 from core.adjustments import Adjustments
 from core.errors import DivergedError
-from core.events import AdjustedData, CheckpointData, Data, EpochData, Figure, Firing, Iteration, LogData, RuleData, best, figure
+from core.events import AdjustedData, CheckpointData, Data, EpochData, Figure, Firing, Iteration, RuleData, best, figure
 from core.loss.means import LossFunction
 from core.optimizer.control import GroupControl
 from core.optimizer.groups import learning_rates
@@ -162,30 +162,31 @@ def fit(
         asked = adjustments or Adjustments()
         control = GroupControl(job.model, job.optimizer, job.grouped, asked if ranks.size == 1 else Adjustments(asked.done))
         recovery = Recovery(job, control, directory, fired)
-        keeper = _Keeper(job, control, recovery, asked, directory, Pace(spec.checkpoint.every, clock), publish, halts)
-        listing = Listing({"training": job.train, "validation": job.validation})
+        listing = Listing(job.train, job.validation)
+        keeper = _Keeper(job, control, recovery, listing, asked, directory, Pace(spec.checkpoint.every, clock), publish, halts)
         try:
             progress = yield from recovery.begin(resume)
             keeper.share()
-            yield from _warnings(progress.step, listing.new())
+            yield from _at(progress.step, listing.new(progress.step))
             while not keeper.over(progress):
-                epoch = progress.epoch
+                epoch, begun = progress.epoch, progress.step
                 try:
                     progress = yield from _epoch(keeper, progress)
                 except DivergedError as error:
                     progress = yield from recovery.recover(error)
+                    yield from _at(progress.step, listing.again(progress.step))
                     continue
                 if spec.dataset.corrupt == "skip":
                     agree(job.train, ranks.gather)
-                    yield from _warnings(progress.step, (*listing.new(), *listing.total(epoch)))
+                    yield from _at(progress.step, (*listing.new(begun), *listing.total(epoch)))
         finally:
             recovery.close()
             job.train.close()
             job.validation.close()
 
 
-def _warnings(step: int, lines: Iterable[str]) -> Iterator[tuple[int, Data]]:
-    return ((step, LogData(level="warning", message=line)) for line in lines)
+def _at(step: int, events: Iterable[Data]) -> Iterator[tuple[int, Data]]:
+    return ((step, event) for event in events)
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,7 @@ class _Keeper:
     job: Prepared
     control: GroupControl
     recovery: Recovery
+    listing: Listing
     asked: Adjustments
     """What rank 0 hears; of several ranks it is not `control`'s own, and `share` brings it to all of them."""
     directory: Path
@@ -254,7 +256,7 @@ class _Keeper:
 
 def _epoch(keeper: _Keeper, progress: Progress) -> Generator[Iteration | tuple[int, Data], None, Progress]:
     """Train an epoch, or what is left of it, and write the checkpoints; returns how far the job is then."""
-    job, epoch = keeper.job, progress.epoch
+    job, epoch, begun = keeper.job, progress.epoch, progress.step
     begin = progress.step - progress.tally.steps
     end = begin + job.steps_per_epoch
     watch = keeper.recovery.watch
@@ -274,6 +276,7 @@ def _epoch(keeper: _Keeper, progress: Progress) -> Generator[Iteration | tuple[i
             continue
         seconds = time.perf_counter() - start
         progress = replace(progress, step=begin + event.steps, tally=event, seconds=seconds, watched=watch.state)
+        yield from _at(progress.step, keeper.listing.new(begun))  # a job that goes on from here knows nothing of them
         progress, written = keeper.save(progress, {"mean_loss": figure(event.mean_loss)})
         yield progress.step, written
         start = time.perf_counter() - seconds

@@ -12,7 +12,7 @@ from torch import nn
 
 from core.adjustments import Adjustments
 from core.errors import TrainingError
-from core.events import AdjustedData, CheckpointData, Data, EpochData, Iteration, LogData, RewoundData
+from core.events import AdjustedData, CheckpointData, Data, EpochData, Iteration, LeftOutData, LogData, RewoundData
 from core.places import Places
 from core.spec import JobSpec, Task
 from core.training.evaluation import evaluate
@@ -76,7 +76,7 @@ def train(payload: dict[str, Any]) -> dict[str, Any]:
     ranks = join(device)
     spec, places = JobSpec.model_validate(payload["spec"]), Places.model_validate(payload["places"])
     resume = None if payload["resume"] is None else [Path(path) for path in payload["resume"]]
-    told: dict[str, Any] = {key: [] for key in ("samples", "epochs", "saved", "adjusted", "log")}
+    told: dict[str, Any] = {key: [] for key in ("samples", "epochs", "saved", "adjusted", "left_out", "log")}
     told |= {"losses": {}, "error": None, "rewound": None}
     step, halt, asked = 0, payload["halt"], Adjustments()
 
@@ -144,6 +144,8 @@ def _tell(told: dict[str, Any], item: Iteration | tuple[int, Data]) -> None:
     if isinstance(item, Iteration):
         told["losses"][str(item.step)] = item.loss
         told["samples"].append(item.samples)
+    elif isinstance(item[1], LeftOutData):
+        told["left_out"].append([item[0], item[1].split, item[1].since, item[1].samples])
     elif isinstance(item[1], LogData):
         told["log"].append(item[1].message)
     elif isinstance(item[1], EpochData):

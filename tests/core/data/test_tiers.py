@@ -17,7 +17,7 @@ from core.data.images import ArrayImages, FileImages
 from core.data.placing import Room, Tier, choose, room_on
 from core.data.tiers import processes
 from core.errors import DataError
-from core.events import EpochData, Iteration, LogData
+from core.events import EpochData, Iteration, LeftOutData, LogData
 from core.models.features import Featured
 from core.plan import plan, prepare
 from core.spec import DatasetSpec, LoaderSpec
@@ -410,11 +410,13 @@ def test_the_features_of_a_frozen_backbone_go_without_them_too(places, pets, loa
 def test_a_long_list_ends_with_how_many_more(pets, load):
     loader = load(pets().train, corrupt="skip")
     loader.leave_out({index: f"the image {index} cannot be read" for index in range(22)})
-    listing = Listing({"training": loader})
-    lines = list(listing.new())
+    listing = Listing(loader, load(pets().validation, train=False))
+    event, *lines = listing.new(since=7)
+    assert event == LeftOutData(split="training", since=7, samples=list(range(22)))
     assert len(lines) == 21
-    assert lines[-1] == "and 2 more training images that cannot be read are left out"
-    assert list(listing.new()) == []
+    assert lines[-1].message == "and 2 more training images that cannot be read are left out"
+    assert list(listing.new(since=8)) == []
+    assert list(listing.again(since=3)) == [event.model_copy(update={"since": 3})], "after a rollback, without the lines"
 
 
 def test_the_plan_of_a_job_that_skips_warns_of_what_it_happens_to_read(places, pets, tiny_spec):
