@@ -19,6 +19,7 @@ from core.keywords import check_keywords, keyword_defaults, tensor_keywords
 from core.loss.balance import BALANCED, class_weights, positive_weights
 from core.loss.fitting import ADVICE, GIVEN, NATURAL, TARGETS, UnfitError, form_of
 from core.loss.means import counted, weights
+from core.loss.scale import scale_notes
 from core.spec import DEFAULT_LOSSES, JobSpec, LossSpec, Task
 
 _NAME = "/loss/name"
@@ -70,6 +71,8 @@ def loss_notes(spec: LossSpec, dataset: Dataset, model: str) -> Iterator[str]:
     if isinstance(loss, Converting):
         yield f"{spec.name} is given the targets as {GIVEN[dataset.task, loss.form]}"
     yield from _balanced(spec, dataset)[1]
+    if dataset.task == "regression":
+        yield from scale_notes(dataset.train.labels, dataset.classes, str(spec.name))
     of_library = model.startswith(("torchvision:", "timm:"))
     if of_library and spec.name in ("NLLLoss", "KLDivLoss"):
         yield f"{spec.name} takes log-probabilities, but this model gives logits; CrossEntropyLoss is what fits them"

@@ -151,6 +151,21 @@ def test_outputs_are_read_on_the_scale_of_the_targets() -> None:
     assert torch.equal(predictions(nn.MSELoss(), outputs), outputs)
 
 
+def test_the_plan_tells_the_scale_of_numbers_and_warns_where_it_is_far_from_one() -> None:
+    def said(loss: str, *columns: list[float]) -> list[str]:
+        return list(loss_notes(LossSpec(name=loss), dataset(torch.tensor(columns).T, "regression", len(columns)), "x:y"))
+
+    assert said("MSELoss", [-1.0, 3]) == ["of the training targets 'a' has the mean 1 and the deviation 2"]
+    told, large = said("MSELoss", [10000.0, 30000], [1, 2])
+    assert told.endswith("'a' has the mean 2e+04 and the deviation 1e+04, 'b' has the mean 1.5 and the deviation 0.5")
+    assert large.startswith("the numbers of 'a' are far from what a model gives at first: the loss begins at about 2.5e+08")
+    assert "(value - mean) / deviation" in large
+    assert "begins" not in said("L1Loss", [10000.0, 30000])[1]
+    assert "so close together" in said("L1Loss", [0.01, 0.02])[1]
+    assert len(said("L1Loss", [0.5, 0.5])) == len(said("PoissonNLLLoss", [100.0, 300])) == 1
+    assert said("L1Loss", *[[0.0, 1]] * 8)[0].endswith(" …")
+
+
 # --- class weights -----------------------------------------------------------------------------------------------------------
 
 
