@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from core import randomness
 from core.adjustments import Adjustments
 from core.errors import DivergedError
-from core.events import AdjustedData, CheckpointData, Data, EpochData, Figure, Firing, Iteration, RuleData, best, figure
+from core.events import AdjustedData, CheckpointData, Data, EpochData, Figure, Firing, Iteration, LogData, RuleData, best, figure
 from core.loss.means import LossFunction
 from core.optimizer.control import GroupControl
 from core.optimizer.groups import learning_rates
@@ -38,6 +38,7 @@ from core.training.recovery import Recovery
 from core.training.stopping import stopped
 
 _ALONE = Ranks()
+_WHOLE = "the frozen part was thawed, or frozen anew: from here on the model is run whole"
 
 
 class _Step(NamedTuple):
@@ -261,8 +262,13 @@ def _epoch(keeper: _Keeper, progress: Progress) -> Generator[Iteration | tuple[i
     end = begin + job.steps_per_epoch
     watch = keeper.recovery.watch
     losses = Losses(epoch, progress.tally, watch)
+    backbone = job.recipe.backbone
+    held = backbone is not None and backbone.holds
     keeper.control.begin(epoch, progress.history)
     start = time.perf_counter() - progress.seconds
+    if held and backbone and not backbone.holds:
+        held = False
+        yield progress.step, LogData(message=_WHOLE)
     for event in train_fn(
         epoch, job.train, job.model, job.optimizer, job.loss, step=progress.step, losses=losses,
         pause=lambda step: step < end and keeper.due(step, epoch_ends=False), ranks=job.ranks, adjust=keeper.recovery.adjust,
@@ -273,6 +279,9 @@ def _epoch(keeper: _Keeper, progress: Progress) -> Generator[Iteration | tuple[i
             continue
         if isinstance(event, AdjustedData | RuleData):
             yield begin + losses.tally.steps, event
+            if held and backbone and not backbone.holds:
+                held = False
+                yield begin + losses.tally.steps, LogData(message=_WHOLE)
             continue
         seconds = time.perf_counter() - start
         progress = replace(progress, step=begin + event.steps, tally=event, seconds=seconds, watched=watch.state)
