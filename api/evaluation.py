@@ -13,7 +13,7 @@ from api.answers import JsonResponse
 from api.dependencies import INT64, JobId, Service, Svc
 from api.problems import ProblemError
 from core.errors import Fault
-from core.events import EpochData
+from core.events import EpochData, LeftOutData, RewoundData, Row, without
 from store import events, jobs
 from store.tables import Job
 
@@ -47,9 +47,10 @@ async def get_samples(job_id: JobId, service: Svc, step: Step) -> Response:
     """The training samples of an optimizer step, by name: what is behind a spike of the loss.
 
     They are a function of the spec, the dataset and the step, so a step that is still to come may be asked for too. 409 where the
-    dataset is no longer the one that the job was submitted with.
+    dataset is no longer the one that the job was submitted with. `left_out` marks an image that could not be read, and was in no
+    batch from then on.
     """
-    job = await run_in_threadpool(_job, service, job_id)
+    job, rows = await run_in_threadpool(_job, service, job_id)
     if job.steps_total is not None and step >= job.steps_total:
         fault = Fault("query/step", f"job {job_id} has no step {step}; its steps are 0 to {job.steps_total - 1}")
         raise ProblemError.of_faults("invalid-parameter", [fault])
@@ -60,12 +61,15 @@ async def get_samples(job_id: JobId, service: Svc, step: Step) -> Response:
         told = f"its fingerprint is {derived['fingerprint'][:12]}… now, and was {fingerprint[:12]}… when the job was submitted"
         detail = f"'{job.spec['dataset']['source']}' has changed, so nobody can tell what job {job_id} trained on: {told}"
         raise ProblemError(409, "dataset-changed", detail)
-    return JsonResponse(derived["found"])
+    left_out = without(rows, step)
+    samples = [{**sample, "left_out": sample["index"] in left_out} for sample in derived["found"]["samples"]]
+    return JsonResponse({**derived["found"], "samples": samples})
 
 
-def _job(service: Service, job_id: int) -> Job:
+def _job(service: Service, job_id: int) -> tuple[Job, list[Row]]:
+    """And what its log says of images that it left out."""
     with service.database.read() as session:
-        return jobs.get(session, job_id)
+        return jobs.get(session, job_id), events.of_kinds(session, job_id, {LeftOutData.kind, RewoundData.kind})
 
 
 def _missing(job: Job, epoch: int | None) -> ProblemError:

@@ -17,6 +17,7 @@ from core.events import (
     EvaluationData,
     GroupsData,
     IterationsData,
+    LeftOutData,
     LogData,
     RewoundData,
     RuleData,
@@ -136,6 +137,10 @@ def _log(_event: StoredEvent, data: dict[str, Any]) -> Iterator[str]:
     yield _line(data["message"] if level == "info" else f"{level.capitalize()} : {data['message']}")
 
 
+def _left_out(_event: StoredEvent, _data: dict[str, Any]) -> Iterator[str]:
+    return iter(())  # lines of the log say it to people
+
+
 def _rewound(_event: StoredEvent, data: dict[str, Any]) -> Iterator[str]:
     yield f"Training goes on from step {data['to_step']} : what the lines above say beyond it is void"
 
@@ -157,6 +162,7 @@ _LINES = {
     AdjustedData.kind: _adjusted,
     RuleData.kind: _rule,
     CheckpointData.kind: _checkpoint,
+    LeftOutData.kind: _left_out,
     LogData.kind: _log,
     RewoundData.kind: _rewound,
     EndData.kind: _end,

@@ -277,6 +277,7 @@ class Sample(BaseModel):
     index: int = Field(description="In the training split, from 0.")
     name: str = Field(description="Its file, or the like of `train[17]`.")
     label: SampleLabel = Field(description="Its class, its labels, or its numbers.")
+    left_out: bool = Field(description="It could not be read, and the step went without it: the log's `left_out` says so.")
 
 
 class StepSamples(BaseModel):

@@ -20,7 +20,7 @@ import torchvision
 from torch import Tensor
 from torchvision.transforms import v2
 
-from core.augmentation import augment
+from core.augmentation import augment, presets, transforms
 from core.resolve import IMAGENET
 from core.spec import Augmentation
 
@@ -34,10 +34,10 @@ SETS: dict[str, str | list[Augmentation]] = {
 
 def sides(given: str | list[Augmentation]) -> tuple[Callable[[Tensor, int], Tensor], Callable[[Tensor, int], Tensor]]:
     """(ours, torchvision's): from a batch, uint8, and its number to a batch of floats from 0 to 1."""
-    listed = augment.listed(given, SIZE, 3, IMAGENET[0])
+    listed = presets.listed(given, SIZE, 3, IMAGENET[0])
     pipeline = augment.build(listed, size=SIZE, channels=3, own=(SIZE, SIZE), seed=SEED)
     assert pipeline is not None and not isinstance(listed, str)  # noqa: S101, PT018 - both are told by the sets above
-    each = v2.Compose([augment.transform_of(one, "") for one in listed])
+    each = v2.Compose([transforms.transform_of(one, "") for one in listed])
 
     def ours(pixels: Tensor, number: int) -> Tensor:
         return pipeline(pixels, number, torch.arange(len(pixels)))

@@ -60,8 +60,9 @@ def samples_view(found: Json) -> RenderableType:
     table = plain_table()
     for name in ("index", "sample", "label"):
         table.add_column(name, justify="right" if name == "index" else "left")
+    table.add_column()
     for row in found["samples"]:
-        table.add_row(str(row["index"]), escape(row["name"]), escape(_label(row["label"])))
+        table.add_row(str(row["index"]), escape(row["name"]), escape(_label(row["label"])), "left out" if row["left_out"] else "")
     batches = found["batches"]
     which = f"batch {batches[0] + 1}" if len(batches) == 1 else f"batches {batches[0] + 1} to {batches[-1] + 1}"
     return Group(Text(f"Step {found['step']}: epoch {found['epoch'] + 1}, {which}"), table)

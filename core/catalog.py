@@ -10,7 +10,7 @@ from torch.optim import Optimizer, lr_scheduler
 from torchvision import models as vision
 
 from core import timm_models
-from core.augmentation import augment
+from core.augmentation import transforms
 from core.data.datasets import dataset_sources
 from core.errors import SpecError, did_you_mean
 from core.keywords import keyword_defaults
@@ -106,8 +106,11 @@ def catalog_request(payload: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG001 
         "models": [f"torchvision:{name}" for name in names] + [f"timm:{name}" for name in timm_models.names()],
         "pretrained": {f"torchvision:{name}": list(vision.get_model_weights(name).__members__) for name in names},
         "augmentations": {
-            name: {"keywords": {} if name in augment.REFUSED else augment.keywords_of(name), "refused": augment.REFUSED.get(name)}
-            for name in augment.names()
+            name: {
+                "keywords": {} if name in transforms.REFUSED else transforms.keywords_of(name),
+                "refused": transforms.REFUSED.get(name),
+            }
+            for name in transforms.names()
         },
         "losses": loss_table(),
         "optimizers": optimizers,

@@ -342,6 +342,15 @@ class LogData(Data):
     message: str
 
 
+class LeftOutData(Data):
+    """Images that cannot be read, and are in no batch from a step on (`dataset.corrupt: skip`)."""
+
+    kind = "left_out"
+    split: Literal["training", "validation"]
+    since: int = Field(description="The first step, from 0, that goes without them.")
+    samples: list[int] = Field(description="Their indices in the split; 10,000 at most, the others are in events after it.")
+
+
 class RewoundData(Data):
     """Training goes on from an earlier step; what the log says beyond it is void."""
 
@@ -371,7 +380,7 @@ KINDS: dict[str, type[Data]] = {
     data.kind: data
     for data in (
         StateData, TransferData, GroupsData, IterationsData, EpochData, EvaluationData, AdjustedData, RuleData, CheckpointData,
-        LogData, RewoundData, EndData,
+        LeftOutData, LogData, RewoundData, EndData,
     )
 }  # fmt: skip
 
@@ -424,6 +433,20 @@ def fold(rows: Iterable[Row]) -> list[Row]:
             kept = [cut for old in kept if (cut := _before(old, row.data["to_step"])) is not None]
         kept.append(row)
     return kept
+
+
+def without(rows: Iterable[Row], step: int) -> set[int]:
+    """The training samples that a step went without, or will, by the `left_out` and `rewound` events of a job in `seq` order.
+
+    Who goes on from an earlier step says anew what is left out from there.
+    """
+    found: set[int] = set()
+    for row in rows:
+        if row.kind == RewoundData.kind and row.data["to_step"] <= step:
+            found.clear()
+        elif row.kind == LeftOutData.kind and row.data["split"] == "training" and row.data["since"] <= step:
+            found.update(row.data["samples"])
+    return found
 
 
 _VOIDED = {data.kind for data in (EpochData, EvaluationData, AdjustedData, CheckpointData)}

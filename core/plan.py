@@ -23,7 +23,7 @@ from core.data.tiers import TierName
 from core.errors import DataError, Fault, SpecError, TransferError
 from core.events import GroupsData, TransferData
 from core.figures import figures_of
-from core.loss.losses import build_loss, check_outputs, loss_notes, make_loss
+from core.loss.losses import build_loss, check_outputs, check_steps, loss_notes, make_loss
 from core.models import features
 from core.models.build import build_model, find_head, get_model
 from core.models.features import Featured, FeatureFacts
@@ -167,7 +167,7 @@ def prepare(spec: JobSpec, places: Places, device: torch.device, ranks: Ranks | 
     train, validation = loader(True), loader(False)
     if spec.dataset.corrupt == "skip":
         for split in (train, validation):
-            left_out.agree(split, ranks)
+            left_out.agree(split, ranks.gather)
         left_out.check(train, validation, spec.training.epochs, partial(_trains_on_one, spec, len(dataset.classes), places))
     made, _ = features.foresee(
         model, grouped, spec, places, size=preprocessing.size, images=len(dataset.train) + len(dataset.validation)
@@ -342,8 +342,11 @@ def _resolved(spec: JobSpec, places: Places, dataset: Dataset | None, faults: _F
 def _check_loss(spec: JobSpec, dataset: Dataset | None) -> None:
     if dataset:
         loss = make_loss(spec.loss, dataset)
-        if mixing.of_training(spec.training, dataset) and (faults := mixing.check_loss(loss, spec.training, dataset)):
-            raise SpecError(*faults)
+        if mixing.of_training(spec.training, dataset):
+            if faults := mixing.check_loss(loss, spec.training, dataset):
+                raise SpecError(*faults)
+        else:  # mixed, an image is of two classes, and the mean is one over the images
+            check_steps(loss, spec, dataset)
     else:
         build_loss(spec.loss, spec.dataset.task or "multiclass")
     check_outputs(spec.loss, spec.model.name)

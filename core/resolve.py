@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.augmentation import augment
+from core.augmentation import presets
 from core.data.batches import Preprocessing
 from core.data.datasets import Dataset
 from core.figures import FIGURES, OWN
@@ -35,7 +35,7 @@ def resolve(spec: JobSpec, places: Places, dataset: Dataset | None) -> tuple[Job
     if known and takes(model, "transform_input") and "transform_input" not in model.keywords:
         # GoogLeNet's and Inception's weights want images scaled to -1..1: torchvision sets it wherever it loads them.
         model = model.model_validate({**model.model_dump(), "transform_input": True})
-    operations = augment.listed(spec.dataset.augment, size, dataset.channels if dataset else 3, mean)
+    operations = presets.listed(spec.dataset.augment, size, dataset.channels if dataset else 3, mean)
     task = dataset.task if dataset else spec.dataset.task
     resolved = spec.dataset.model_copy(update={"image_size": size, "augment": operations, "task": task})
     spec = spec.model_copy(update={"dataset": resolved, "model": model, "loss": resolve_loss(spec.loss, dataset)})

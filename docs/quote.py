@@ -60,12 +60,12 @@ def schedules() -> str:
 
 def presets() -> str:
     """What each preset of augmentation does to RGB images, with ImageNet's mean."""
-    from core.augmentation import augment  # noqa: PLC0415 - as above
+    from core.augmentation import presets  # noqa: PLC0415 - as above
     from core.resolve import IMAGENET  # noqa: PLC0415
 
     rows = []
     for name in ("light", "strong"):
-        for one in augment.listed(name, 224, 3, IMAGENET[0]):
+        for one in presets.listed(name, 224, 3, IMAGENET[0]):
             keywords = ", ".join(f"`{key}` {value}" for key, value in one.keywords.items() if key != "size")
             rows.append((f"`{name}`", f"`{one.name}`", keywords))
     return table(("preset", "operation", "keywords"), rows)

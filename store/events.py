@@ -46,6 +46,7 @@ __all__ = [
     "last_seq",
     "latest",
     "losses",
+    "of_kinds",
     "read",
     "record",
 ]
@@ -112,7 +113,7 @@ def _progress(session: Session, lease: Lease, events: Sequence[NewEvent]) -> dic
     if not rows:
         return {}
     if any(row.kind == RewoundData.kind for row in rows):
-        progress = Progress().after_all(schema.fold([*_rows(session, lease.job_id, PROGRESS), *rows]))
+        progress = Progress().after_all(schema.fold([*of_kinds(session, lease.job_id, PROGRESS), *rows]))
     else:
         columns = select(Job.step, Job.epoch, Job.latest, Job.best).where(Job.id == lease.job_id)
         stored = session.execute(columns).one_or_none()
@@ -174,14 +175,14 @@ def latest(session: Session, job_id: int, kind: str) -> dict[str, Any] | None:
 
 def folded(session: Session, job_id: int, kinds: Collection[str]) -> list[Row]:
     """The events of these kinds with `rewound` applied: each step once."""
-    rows = schema.fold(_rows(session, job_id, {*kinds, RewoundData.kind}))
+    rows = schema.fold(of_kinds(session, job_id, {*kinds, RewoundData.kind}))
     return [row for row in rows if row.kind in kinds]
 
 
 def evaluation(session: Session, job_id: int, epoch: int | None = None) -> tuple[int, dict[str, Any]] | None:
     """The step and data of the `evaluation` of an epoch (None: the last one) with `rewound` applied; None where there is none."""
     kind = EventRecord.kind == EvaluationData.kind
-    rewinds = _rows(session, job_id, {RewoundData.kind})
+    rewinds = of_kinds(session, job_id, {RewoundData.kind})
     columns = (EventRecord.seq, EventRecord.step, EventRecord.data)
     for seq, step, data in session.execute(
         select(*columns).where(EventRecord.job_id == job_id, kind).order_by(EventRecord.seq.desc()).execution_options(yield_per=1)
@@ -203,7 +204,7 @@ def losses(session: Session, job_id: int) -> Losses:
 
 def firings(session: Session, job_id: int) -> list[Firing]:
     """The rules that have acted, as the log has them now."""
-    return schema.firings(_rows(session, job_id, {RuleData.kind, RewoundData.kind}))
+    return schema.firings(of_kinds(session, job_id, {RuleData.kind, RewoundData.kind}))
 
 
 def checkpoints(session: Session, job_id: int) -> list[dict[str, Any]]:
@@ -223,7 +224,7 @@ def checkpoints(session: Session, job_id: int) -> list[dict[str, Any]]:
         return schema.retained(written, rule["keep_last"], rule["keep_best"], rule["metric"]) + pinned
 
     written: list[dict[str, Any]] = []
-    for row in _rows(session, job_id, {CheckpointData.kind, RewoundData.kind}):
+    for row in of_kinds(session, job_id, {CheckpointData.kind, RewoundData.kind}):
         if row.kind == CheckpointData.kind:
             written.append(row.data)
         else:  # what the rule has let go is gone, though it were the last now
@@ -233,7 +234,8 @@ def checkpoints(session: Session, job_id: int) -> list[dict[str, Any]]:
     return [{**data, "best": data is best} for data in written if data["step"] in kept]
 
 
-def _rows(session: Session, job_id: int, kinds: Collection[str]) -> list[Row]:
+def of_kinds(session: Session, job_id: int, kinds: Collection[str]) -> list[Row]:
+    """The events of these kinds as they are in the log."""
     columns = (EventRecord.seq, EventRecord.step, EventRecord.kind, EventRecord.data)
     # sorted here: told to sort, SQLite would walk the whole log in order, instead of the few of these kinds
     rows = session.execute(select(*columns).where(EventRecord.job_id == job_id, EventRecord.kind.in_(kinds)))

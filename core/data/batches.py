@@ -17,7 +17,7 @@ from core.data.images import Images
 from core.data.mixing import Batch, Mixing
 from core.data.placing import OnCorrupt, Tier, choose, place, room_on, unreadable
 from core.data.tiers import Bounds, Source, TierName
-from core.errors import DataError, SpecError
+from core.errors import SpecError
 from core.places import Places
 from core.randomness import generator
 from core.spec import JobSpec, LoaderSpec
@@ -80,8 +80,13 @@ class Loader:
         """The samples of each batch, over all ranks; it depends on the epoch where some cannot be read."""
         return [last - first for first, last in self._readable(epoch)[1]]
 
+    @property
+    def may_lose(self) -> bool:
+        """Whether images may be left out in mid-epoch, since they can no longer be read."""
+        return self.tier == "streaming" and self._on_corrupt == "skip"
+
     def leave_out(self, corrupt: Mapping[int, str]) -> None:
-        """From the next epoch on these samples are in no batch, wherever they would be: a batch is smaller then, not another."""
+        """In what is asked for from here on they are in no batch: the one that they would be in is smaller, and not another."""
         self.corrupt |= corrupt
         self.samples = sum(self.sizes())
 
@@ -91,29 +96,36 @@ class Loader:
         """The batches of one epoch, each `step`th from number `start` on: a slice, nothing before it is read.
 
         With `ranks` only the share of `rank` in each is read, which is empty where there are fewer samples than ranks; the order
-        is the same for any number of them. Draws nothing from the global random state. Raises DataError, which names the file,
-        where an image cannot be read and may not be left out. Of validation a batch of which nothing is left is none.
+        is the same for any number of them. Once `corrupt` has grown meanwhile, the others' shares are no longer what they were:
+        the ranks agree on it, and ask anew from that batch on. Draws nothing from the global random state. Raises DataError,
+        which names the file, where an image cannot be read and may not be left out. Of validation a batch of which nothing is
+        left is none.
         """
-        order, bounds = self._shares(epoch, start, step, rank, ranks)
+        order, bounds, whole = self._shares(epoch, start, step, rank, ranks)
         if self._mixing and ranks > 1:
-            order, bounds = _with_partners(order, self._readable(epoch)[1][start::step], bounds)
+            order, bounds = _with_partners(order, whole, bounds)
         on_device = order.to(self.labels.device)
         pieces = self._source.batches(order, bounds)
-        for (first, last), (pixels, lost) in zip(bounds, pieces, strict=True):
+        for (first, last), (begin, end), (pixels, lost) in zip(bounds, whole, pieces, strict=True):
+            if begin == end:
+                raise unreadable("of a batch no image is left that can be read")
             images, asked, samples = pixels, order[first:last], on_device[first:last]
             if lost:
                 left = self._left(lost, asked, shared=ranks > 1)
-                if not len(left) and not self._train:
-                    continue
                 there = left.to(self.labels.device)
                 images, asked, samples = pixels[there], asked[left], samples[there]
+                if ranks > 1:  # it will be read anew, without them
+                    yield self._normalise(images), self.labels.index_select(0, samples)
+                    continue
+                if not len(left):
+                    continue
             changed = self._augment(images, epoch, asked) if self._augment else images
             batch = self._normalise(changed), self.labels.index_select(0, samples)
             yield _mixed(self._mixing, batch, epoch, samples, alone=ranks == 1) if self._mixing else batch
 
     def indices(self, epoch: int, start: int = 0, *, step: int = 1, rank: int = 0, ranks: int = 1) -> Iterator[Tensor]:
         """The numbers of the samples of the batches that `batches` gives with the same arguments, int64 [B] on the device."""
-        order, bounds = self._shares(epoch, start, step, rank, ranks)
+        order, bounds, _ = self._shares(epoch, start, step, rank, ranks)
         on_device = order.to(self.labels.device)
         return (on_device[first:last] for first, last in bounds)
 
@@ -158,11 +170,11 @@ class Loader:
         before = [0, *kept.cumsum(0).tolist()]
         return order[kept], [(before[first], before[last]) for first, last in self.bounds]
 
-    def _shares(self, epoch: int, start: int, step: int, rank: int, ranks: int) -> tuple[Tensor, Bounds]:
-        """The order of an epoch, and where in it a rank's shares of its batches are."""
+    def _shares(self, epoch: int, start: int, step: int, rank: int, ranks: int) -> tuple[Tensor, Bounds, Bounds]:
+        """The order of an epoch, and where in it a rank's shares of its batches are, and these themselves."""
         order, bounds = self._readable(epoch)
-        shares = [_share(first, last, rank, ranks) for first, last in bounds[start::step]]
-        return order, shares if self._train else [(first, last) for first, last in shares if first < last]
+        whole = [(first, last) for first, last in bounds[start::step] if self._train or first < last]
+        return order, [_share(first, last, rank, ranks) for first, last in whole], whole
 
     def _all_but_known(self, lost: Mapping[int, str], asked: Tensor) -> None:
         """Raise DataError where some of what was `asked` for could not be read, and nobody knew of that."""
@@ -175,10 +187,8 @@ class Loader:
         message = next(iter(lost.values()))
         if self._on_corrupt == "fail":
             raise unreadable(message)
-        if shared:  # the other ranks count on this one's samples
-            raise DataError(f"{message}; it could be read when the job began", "Submit the job again: it will be left out.")
         self.corrupt |= {int(asked[position]): why for position, why in lost.items()}
-        if len(lost) == len(asked) and self._train:
+        if len(lost) == len(asked) and self._train and not shared:
             raise unreadable(f"of a batch of {len(asked)} images none can be read; {message}")
         return torch.tensor([position for position in range(len(asked)) if position not in lost], dtype=torch.int64)
 

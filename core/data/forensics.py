@@ -43,7 +43,8 @@ class Derived(BaseModel):
 def samples_of(spec: JobSpec, dataset: Dataset, step: int) -> StepSamples:
     """What the optimizer's step of this number, from 0 over the whole job, trains on; it need not have been trained yet.
 
-    Several ranks share each batch: what is told is the whole one. Images that could not be read and were left out are told too.
+    Several ranks share each batch: what is told is the whole one. Images that were left out are told too: the log knows which
+    (`core.events.without`).
     Raises SpecError where the job has no such step.
     """
     images = dataset.train

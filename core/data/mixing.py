@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from core.augmentation import draws
 from core.data.datasets import Dataset
-from core.data.targets import Converting
+from core.data.targets import Converting, as_targets
 from core.errors import Fault, SpecError
 from core.spec import TrainingSpec
 
@@ -41,7 +41,7 @@ class Mixing:
         """
         drawn = draws.uniform(self.seed, epoch, draws.MIX, samples, _COLUMNS)
         kept, share = self._shares(drawn, *batch[0].shape[2:])
-        mine, theirs = dense(batch[1], self.classes), dense(others[1], self.classes)
+        mine, theirs = (as_targets(targets, "dense", self.classes) for _, targets in (batch, others))
         weight = share.to(mine.dtype).view(-1, *[1] * (mine.ndim - 1))
         return torch.lerp(others[0], batch[0], kept.to(batch[0].dtype)), torch.lerp(theirs, mine, weight)
 
@@ -68,7 +68,7 @@ def of_training(spec: TrainingSpec, dataset: Dataset) -> Mixing | None:
 
 def check_loss(loss: nn.Module, spec: TrainingSpec, dataset: Dataset) -> list[Fault]:
     """Whether the loss takes mixed targets, found by a batch of two; its faults at /training/mixup and /training/cutmix."""
-    targets = dense(dataset.train.labels[:2], len(dataset.classes))
+    targets = as_targets(dataset.train.labels[:2], "dense", len(dataset.classes))
     outputs = torch.zeros_like(targets, requires_grad=True)
     try:
         if isinstance(loss, Converting) and loss.form == "lists":
@@ -81,13 +81,6 @@ def check_loss(loss: nn.Module, spec: TrainingSpec, dataset: Dataset) -> list[Fa
         message = f"{type(loss).__name__} takes no mixed targets ({reason}); CrossEntropyLoss does"
         return [Fault(f"/training/{key}", message) for key in ("mixup", "cutmix") if getattr(spec, key) is not None]
     return []
-
-
-def dense(targets: Tensor, classes: int) -> Tensor:
-    """Class indices [B] as float32 [B, classes], one 1 in each row; floats as they are."""
-    if targets.is_floating_point():
-        return targets
-    return (targets[:, None] == torch.arange(classes, device=targets.device)).to(torch.float32)
 
 
 def beta(alpha: float, uniforms: Tensor) -> Tensor:

@@ -8,14 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from core.data.batches import epoch_order
 from core.data.datasets import Dataset
+from core.data.forensics import step_windows
 from core.data.targets import Converting, Form
 from core.errors import Fault, SpecError, did_you_mean, pointer_of
 from core.keywords import check_keywords, keyword_defaults, tensor_keywords
 from core.loss.balance import BALANCED, class_weights, positive_weights
 from core.loss.fitting import ADVICE, GIVEN, NATURAL, TARGETS, UnfitError, form_of
-from core.spec import DEFAULT_LOSSES, LossSpec, Task
+from core.loss.means import counted, weights
+from core.loss.scale import scale_notes
+from core.spec import DEFAULT_LOSSES, JobSpec, LossSpec, Task
 
 _NAME = "/loss/name"
 _SHOWN = 100  # the most classes whose balanced weights stand in the resolved spec
@@ -53,6 +58,9 @@ def make_loss(spec: LossSpec, dataset: Dataset) -> nn.Module:
     form: Form = NATURAL[dataset.task]
     for images in (dataset.validation, dataset.train):
         form = check_loss(loss, weighted, len(dataset.classes), images.labels, dataset.task)
+    for split, images in ("validation", dataset.validation), ("training", dataset.train):
+        if (weight := counted(loss, images.labels)) is not None and not weight:
+            raise SpecError.at(_weighing(spec), f"every {split} image is of a class that weighs nothing: there is no loss of it")
     return loss if form == NATURAL[dataset.task] else Converting(loss, form)
 
 
@@ -63,11 +71,35 @@ def loss_notes(spec: LossSpec, dataset: Dataset, model: str) -> Iterator[str]:
     if isinstance(loss, Converting):
         yield f"{spec.name} is given the targets as {GIVEN[dataset.task, loss.form]}"
     yield from _balanced(spec, dataset)[1]
+    if dataset.task == "regression":
+        yield from scale_notes(dataset.train.labels, dataset.classes, str(spec.name))
     of_library = model.startswith(("torchvision:", "timm:"))
     if of_library and spec.name in ("NLLLoss", "KLDivLoss"):
         yield f"{spec.name} takes log-probabilities, but this model gives logits; CrossEntropyLoss is what fits them"
     if of_library and spec.name == "PoissonNLLLoss" and spec.keywords.get("log_input") is False:
         yield "PoissonNLLLoss without log_input takes rates above 0, but this model gives any number; leave log_input out"
+
+
+def check_steps(loss: nn.Module, spec: JobSpec, dataset: Dataset) -> None:
+    """Raise SpecError where all images of some step are of classes that weigh nothing: its loss would be no number.
+
+    `loss` is that of `make_loss`. It is looked for in each epoch's own order, and only where there are such classes at all.
+    """
+    labels = dataset.train.labels
+    each = weights(loss, labels)
+    if each is None or bool((weighs := each != 0).all()):
+        return
+    windows = step_windows(len(labels), spec.loader, spec.training.accumulate)
+    ends = torch.tensor([(window[0][1][0], window[-1][1][1]) for window in windows]).reshape(-1, 2)
+    for epoch in range(spec.training.epochs):
+        order = epoch_order(len(labels), spec.training.seed if spec.loader.shuffle else None, epoch)
+        before = functional.pad(weighs[order].cumsum(0), (1, 0))
+        if bare := (before[ends[:, 1]] == before[ends[:, 0]]).nonzero().flatten().tolist():
+            raise SpecError.at(
+                _weighing(spec.loss),
+                f"in step {epoch * len(windows) + bare[0]} every image is of a class that weighs nothing: it has no loss; take a "
+                "larger loader.batch_size, or a weight above 0",
+            )
 
 
 def check_outputs(spec: LossSpec, model: str) -> None:
@@ -163,8 +195,13 @@ def _balanced(spec: LossSpec, dataset: Dataset) -> tuple[LossSpec, list[str]]:
     if dataset.task == "regression":
         raise SpecError.at(f"/loss/{key}", f"'{BALANCED}' weighs classes, and the dataset's targets are numbers; leave it out")
     make = class_weights if key == "weight" else positive_weights
-    weights, notes = make(dataset.train.labels, dataset.classes)
-    return LossSpec.model_validate({**spec.model_dump(), key: weights}), notes
+    numbers, notes = make(dataset.train.labels, dataset.classes)
+    return LossSpec.model_validate({**spec.model_dump(), key: numbers}), notes
+
+
+def _weighing(spec: LossSpec) -> str:
+    """Where a spec says what classes weigh."""
+    return "/loss/weight" if "weight" in spec.keywords else "/loss/ignore_index"
 
 
 def _fits_without(spec: LossSpec, classes: int, labels: Tensor, task: Task) -> bool:

@@ -6,7 +6,7 @@ it makes of all images fits in memory. The losses are those of the plain run, wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from core.data.batches import Loader
 from core.data.placing import room_on
@@ -57,11 +58,13 @@ class Backbone:
         self._runs = runs
         self._forgotten = False
         self._frozen = list(made.before.parameters())
+        # One without parameters stands still with what is around it, which may be of the rest.
+        self._norms = [one for one in made.before.modules() if isinstance(one, _NormBase)]
 
     @property
     def holds(self) -> bool:
         """Whether the frozen part is still as it was. Once it is not, features are no longer used, even if it freezes again."""
-        if not self._forgotten and any(one.requires_grad for one in self._frozen):
+        if not self._forgotten and (any(one.requires_grad for one in self._frozen) or any(one.training for one in self._norms)):
             self._forgotten = True
         return not self._forgotten
 
@@ -70,9 +73,13 @@ class Backbone:
         """Whether features do for eval mode, too."""
         return self._cut.after_eval is not None
 
-    def forget(self) -> None:
-        """The groups were frozen or thawed by hand: from here on the model is run whole."""
-        self._forgotten = True
+    def changed(self, parameters: Iterable[Tensor]) -> None:
+        """These were frozen or thawed by hand. If any is of the frozen part, the model is run whole from here on.
+
+        For good, also where it freezes again: a job that goes on later, or in mid-epoch, must do to the bit what this one does.
+        """
+        ours = {id(one) for one in self._frozen}
+        self._forgotten |= any(id(one) in ours for one in parameters)
 
     def recall(self) -> None:
         """The job stands at a checkpoint again, as a new one would: whether it holds is seen anew."""
@@ -122,6 +129,11 @@ class Featured:
     def corrupt(self) -> dict[int, str]:
         """What the loader leaves out."""
         return self._loader.corrupt
+
+    @property
+    def may_lose(self) -> bool:
+        """Whether the loader does in mid-epoch."""
+        return self._loader.may_lose
 
     def leave_out(self, corrupt: Mapping[int, str]) -> None:
         """More of it, from the next epoch on."""

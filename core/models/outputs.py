@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
+from core.loss.means import LossFunction
 
 # Auxiliary classifiers count with 0.3 in GoogLeNet (Szegedy et al. 2014, section 5), and with 0.4 in Inception v3 as
 # PyTorch's fine-tuning tutorial has it. Both return a named tuple while they train, and plain logits in eval mode.

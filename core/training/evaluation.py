@@ -26,7 +26,8 @@ from core.data.images import sendable
 from core.data.targets import predictions as predicted
 from core.events import ClassColumns, EvaluationData, Figure, HardSample, shortest
 from core.figures import TOP
-from core.models.outputs import LossFunction, logits_of
+from core.loss.means import LossFunction, counted, summed
+from core.models.outputs import logits_of
 from core.spec import Task
 from core.training.checkpoints import device_of
 from core.training.ranks import Batches, Ranks
@@ -90,7 +91,10 @@ def evaluate(
     model: nn.Module, loader: Batches, loss_fn: LossFunction, ranks: Ranks = _ALONE, *,
     task: Task = "multiclass", classes: int | None = None, runs: Callable[[Any], Any] | None = None,
 ) -> Evaluation:  # fmt: skip
-    """Run the model over every sample of `loader`, once, in eval mode. `loss` is the mean over samples of the batches' losses.
+    """Run the model over every sample of `loader`, once, in eval mode.
+
+    `loss` is that of all of them in one batch: the mean over samples, or where classes weigh, the mean by their weights, which
+    is NaN where no sample weighs anything.
 
     Targets are int64 [B], or float32 [B, classes] with one 1 a row, of classes; float32 [B, classes] of several labels, or of
     numbers. `classes` is needed where a rank may see no batch: how many, or of a regression its targets. `runs` is how the model
@@ -101,21 +105,28 @@ def evaluate(
     ranks.share_buffers(model)
     model.eval()
     device = device_of(model)
-    totals = torch.zeros(2, dtype=torch.float64, device=device)
+    totals = torch.zeros(3, dtype=torch.float64, device=device)  # of the loss, of what it is a mean over, of samples
     tally = None if classes is None else _tally(task, classes, device, ranks, loss_fn)
     hardest = _Hardest(per_sample(loss_fn))
     for first, images, targets in ranks.whole_batches(loader):
         outputs = logits_of((runs or model)(images))
-        loss = loss_fn(outputs, targets).double()
-        totals += torch.stack([loss * len(targets), torch.full_like(loss, len(targets))])
+        totals += _parts(loss_fn, outputs, targets)
         tally = tally or _tally(task, outputs.shape[1], device, ranks, loss_fn)
         tally.update(outputs, targets)
         hardest.update(first, outputs, targets)
-    loss_sum, samples = ranks.total(totals).tolist()
+    loss, weight, samples = ranks.total(totals).tolist()
     tally = tally or _tally(task, 1, device, ranks, loss_fn)
     with _quiet():
-        figures = {"loss": loss_sum / max(1, samples), **tally.figures()}
+        figures = {"loss": loss / weight if weight else math.nan, **tally.figures()}
     return Evaluation(task, int(samples), figures, tally.detail(), hardest.told(ranks, tally))
+
+
+def _parts(loss_fn: LossFunction, outputs: Tensor, targets: Tensor) -> Tensor:
+    """What a batch adds to the sum of the loss, to what that is divided by, and to the samples; float64 [3]."""
+    weight = counted(loss_fn, targets)
+    loss = (loss_fn if weight is None else summed(loss_fn))(outputs, targets).double()
+    samples = torch.full_like(loss, len(targets))
+    return torch.stack([loss * samples, samples, samples] if weight is None else [loss, weight.double(), samples])
 
 
 def per_sample(loss_fn: LossFunction) -> Callable[[Tensor, Tensor], Tensor | None]:

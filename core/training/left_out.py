@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from typing import Literal, Protocol
 
 from core.data.batches import Loader
 from core.errors import DataError
-from core.training.ranks import Ranks
+from core.events import Data, LeftOutData, LogData
 
+SplitName = Literal["training", "validation"]
 _LISTED = 20
+_MOST = 10_000
+"""Samples that an event lists."""
 _MEND = "Mend or remove the files that the log names, or take a larger loader.batch_size, then submit the job again."
 
 
@@ -26,13 +29,23 @@ class Split(Protocol):
         ...
 
 
-def agree(loader: Split, ranks: Ranks) -> None:
-    """Leave out what any rank cannot read: batches, and so the shares of each, are the same on all. Collective."""
+Gather = Callable[[dict[int, str]], list[dict[int, str]]]
+"""What each rank has, in order: `core.training.ranks.Ranks.gather`."""
+
+
+def agree(loader: Split, gather: Gather) -> bool:
+    """Leave out what any rank cannot read: batches, and so the shares of each, are the same on all. Collective.
+
+    Whether one of them has heard of something new by that.
+    """
+    told = gather(loader.corrupt)
     found: dict[int, str] = {}
-    for one in ranks.gather(loader.corrupt):
+    for one in told:
         found |= one
+    new = any(one.keys() != found.keys() for one in told)
     if found:
         loader.leave_out({index: loader.corrupt.get(index, found[index]) for index in sorted(found)})
+    return new
 
 
 def check(train: Loader, validation: Loader, epochs: int, on_one: Callable[[], bool]) -> None:
@@ -60,23 +73,34 @@ def check(train: Loader, validation: Loader, epochs: int, on_one: Callable[[], b
 class Listing:
     """What a job's log says of them: each once, as far as that is bearable, and how many after each epoch."""
 
-    def __init__(self, splits: Mapping[str, Split]) -> None:
-        self._splits = splits
-        self._told = dict.fromkeys(splits, 0)
+    def __init__(self, training: Split, validation: Split) -> None:
+        self._splits: dict[SplitName, Split] = {"training": training, "validation": validation}
+        self._told = dict.fromkeys(self._splits, 0)
 
-    def new(self) -> Iterator[str]:
-        """Those that were not told yet."""
+    def new(self, since: int) -> Iterator[Data]:
+        """Those that were not told yet; step `since` is the first that goes without them."""
         for split, loader in self._splits.items():
             told, self._told[split] = self._told[split], len(loader.corrupt)
-            messages = list(loader.corrupt.values())[told:]
-            listed = messages[: max(0, _LISTED - told)]
-            yield from (f"{message}; it is left out ({split})" for message in listed)
-            if more := len(messages) - len(listed):
-                yield f"and {more} more {split} images that cannot be read are left out"
+            found = sorted(list(loader.corrupt.items())[told:])  # in one order on all ranks
+            for first in range(0, len(found), _MOST):
+                yield LeftOutData(split=split, since=since, samples=[index for index, _ in found[first : first + _MOST]])
+            listed = found[: max(0, _LISTED - told)]
+            yield from (_warning(f"{message}; it is left out ({split})") for _, message in listed)
+            if more := len(found) - len(listed):
+                yield _warning(f"and {more} more {split} images that cannot be read are left out")
 
-    def total(self, epoch: int) -> Iterator[str]:
+    def again(self, since: int) -> Iterator[Data]:
+        """All of them, but no line on any: the job goes on from an earlier step."""
+        self._told = dict.fromkeys(self._splits, 0)
+        return (data for data in self.new(since) if isinstance(data, LeftOutData))
+
+    def total(self, epoch: int) -> Iterator[Data]:
         """What an epoch went without."""
         counts = [f"{len(loader.corrupt)} {split}" for split, loader in self._splits.items() if loader.corrupt]
         if counts:
             images = "image" if sum(len(loader.corrupt) for loader in self._splits.values()) == 1 else "images"
-            yield f"epoch {epoch + 1} went without {' and '.join(counts)} {images} that cannot be read"
+            yield _warning(f"epoch {epoch + 1} went without {' and '.join(counts)} {images} that cannot be read")
+
+
+def _warning(line: str) -> LogData:
+    return LogData(level="warning", message=line)

@@ -19,7 +19,7 @@ from core import randomness
 from core.adjustments import Adjustments
 from core.errors import DivergedError
 from core.events import AdjustedData, CheckpointData, Data, EpochData, Figure, Firing, Iteration, LogData, RuleData, best, figure
-from core.models.outputs import LossFunction
+from core.loss.means import LossFunction
 from core.optimizer.control import GroupControl
 from core.optimizer.groups import learning_rates
 from core.optimizer.schedules import set_rates
@@ -28,7 +28,7 @@ from core.plan import Prepared, prepare
 from core.spec import JobSpec
 from core.training import checkpoints
 from core.training.divergence import Watch
-from core.training.evaluation import evaluate
+from core.training.evaluation import Evaluation, evaluate
 from core.training.left_out import Listing, agree
 from core.training.progress import Pace, Progress, Tally
 from core.training.ranks import Batches, Ranks
@@ -38,6 +38,7 @@ from core.training.recovery import Recovery
 from core.training.stopping import stopped
 
 _ALONE = Ranks()
+_WHOLE = "the frozen part was thawed, or frozen anew: from here on the model is run whole"
 
 
 class _Step(NamedTuple):
@@ -162,31 +163,31 @@ def fit(
         asked = adjustments or Adjustments()
         control = GroupControl(job.model, job.optimizer, job.grouped, asked if ranks.size == 1 else Adjustments(asked.done))
         recovery = Recovery(job, control, directory, fired)
-        keeper = _Keeper(job, control, recovery, asked, directory, Pace(spec.checkpoint.every, clock), publish, halts)
-        listing = Listing({"training": job.train, "validation": job.validation})
+        listing = Listing(job.train, job.validation)
+        keeper = _Keeper(job, control, recovery, listing, asked, directory, Pace(spec.checkpoint.every, clock), publish, halts)
         try:
             progress = yield from recovery.begin(resume)
             keeper.share()
-            yield from _warnings(progress.step, listing.new())
+            yield from _at(progress.step, listing.new(progress.step))
             while not keeper.over(progress):
-                epoch = progress.epoch
+                epoch, begun = progress.epoch, progress.step
                 try:
                     progress = yield from _epoch(keeper, progress)
                 except DivergedError as error:
                     progress = yield from recovery.recover(error)
+                    yield from _at(progress.step, listing.again(progress.step))
                     continue
                 if spec.dataset.corrupt == "skip":
-                    agree(job.train, ranks)
-                    agree(job.validation, ranks)
-                    yield from _warnings(progress.step, (*listing.new(), *listing.total(epoch)))
+                    agree(job.train, ranks.gather)
+                    yield from _at(progress.step, (*listing.new(begun), *listing.total(epoch)))
         finally:
             recovery.close()
             job.train.close()
             job.validation.close()
 
 
-def _warnings(step: int, lines: Iterable[str]) -> Iterator[tuple[int, Data]]:
-    return ((step, LogData(level="warning", message=line)) for line in lines)
+def _at(step: int, events: Iterable[Data]) -> Iterator[tuple[int, Data]]:
+    return ((step, event) for event in events)
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,7 @@ class _Keeper:
     job: Prepared
     control: GroupControl
     recovery: Recovery
+    listing: Listing
     asked: Adjustments
     """What rank 0 hears; of several ranks it is not `control`'s own, and `share` brings it to all of them."""
     directory: Path
@@ -255,13 +257,18 @@ class _Keeper:
 
 def _epoch(keeper: _Keeper, progress: Progress) -> Generator[Iteration | tuple[int, Data], None, Progress]:
     """Train an epoch, or what is left of it, and write the checkpoints; returns how far the job is then."""
-    job, epoch = keeper.job, progress.epoch
+    job, epoch, begun = keeper.job, progress.epoch, progress.step
     begin = progress.step - progress.tally.steps
     end = begin + job.steps_per_epoch
     watch = keeper.recovery.watch
     losses = Losses(epoch, progress.tally, watch)
+    backbone = job.recipe.backbone
+    held = backbone is not None and backbone.holds
     keeper.control.begin(epoch, progress.history)
     start = time.perf_counter() - progress.seconds
+    if held and backbone and not backbone.holds:
+        held = False
+        yield progress.step, LogData(message=_WHOLE)
     for event in train_fn(
         epoch, job.train, job.model, job.optimizer, job.loss, step=progress.step, losses=losses,
         pause=lambda step: step < end and keeper.due(step, epoch_ends=False), ranks=job.ranks, adjust=keeper.recovery.adjust,
@@ -272,9 +279,13 @@ def _epoch(keeper: _Keeper, progress: Progress) -> Generator[Iteration | tuple[i
             continue
         if isinstance(event, AdjustedData | RuleData):
             yield begin + losses.tally.steps, event
+            if held and backbone and not backbone.holds:
+                held = False
+                yield begin + losses.tally.steps, LogData(message=_WHOLE)
             continue
         seconds = time.perf_counter() - start
         progress = replace(progress, step=begin + event.steps, tally=event, seconds=seconds, watched=watch.state)
+        yield from _at(progress.step, keeper.listing.new(begun))  # a job that goes on from here knows nothing of them
         progress, written = keeper.save(progress, {"mean_loss": figure(event.mean_loss)})
         yield progress.step, written
         start = time.perf_counter() - seconds
@@ -282,12 +293,9 @@ def _epoch(keeper: _Keeper, progress: Progress) -> Generator[Iteration | tuple[i
     return (yield from _validate(keeper, done, figure(losses.mean()), time.perf_counter() - start))
 
 
-def _validate(
-    keeper: _Keeper, progress: Progress, mean: Figure, seconds: float
-) -> Generator[tuple[int, Data], None, Progress]:  # fmt: skip
-    """The end of an epoch whose training took `seconds`."""
-    job = keeper.job
-    with job.recipe.final():
+def _evaluated(job: Prepared) -> Evaluation:
+    """The validation; once more, where a rank could not read some image of it that the others do not know of."""
+    while True:
         found = evaluate(
             job.model,
             job.validation,
@@ -297,6 +305,17 @@ def _validate(
             classes=len(job.dataset.classes),
             runs=job.recipe,
         )
+        if job.spec.dataset.corrupt != "skip" or not agree(job.validation, job.ranks.gather):
+            return found
+
+
+def _validate(
+    keeper: _Keeper, progress: Progress, mean: Figure, seconds: float
+) -> Generator[tuple[int, Data], None, Progress]:  # fmt: skip
+    """The end of an epoch whose training took `seconds`."""
+    job = keeper.job
+    with job.recipe.final():
+        found = _evaluated(job)
     validation = {name: figure(value) for name, value in found.figures.items()}
     progress = replace(progress, history=(*progress.history, validation))
     yield (

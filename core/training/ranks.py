@@ -12,10 +12,9 @@ little: 100 MB, a ResNet-50's, take a millisecond or so between GPUs of one NVLi
 
 from __future__ import annotations
 
-import copy
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from itertools import accumulate, islice
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
@@ -26,8 +25,10 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import TCPStore  # torch.distributed has it too, but not for type checkers
 
 from core import randomness
+from core.loss.means import LossFunction, counted, summed
 from core.models.norms import across_ranks, sees_all_ranks
-from core.models.outputs import LossFunction, loss_of
+from core.models.outputs import loss_of
+from core.training.left_out import agree
 from core.training.readback import Readback
 
 _BUCKET = 25 << 20
@@ -58,6 +59,20 @@ class SharedBatches(Batches, Protocol):
 
     def sizes(self, epoch: int) -> list[int]:
         """The samples of each batch of an epoch, over all ranks."""
+        ...
+
+    @property
+    def may_lose(self) -> bool:
+        """Whether images may be left out in mid-epoch, since they can no longer be read."""
+        ...
+
+    @property
+    def corrupt(self) -> dict[int, str]:
+        """What cannot be read, by its index, and why."""
+        ...
+
+    def leave_out(self, corrupt: Mapping[int, str]) -> None:
+        """What is asked for from here on is without it."""
         ...
 
 
@@ -140,12 +155,10 @@ class Ranks:
         """`loss_fn` as a part of the window's. A mean that is weighted by class is one over the weights of the whole window."""
         if self.size == 1 and len(window.batches) == 1:
             return loss_fn
-        if (counted := _counted(loss_fn, window)) is None:
+        if (weighed := counted(loss_fn, torch.cat([targets for _, targets in window.batches]))) is None:
             return lambda logits, targets: len(targets) / window.samples * loss_fn(logits, targets)
-        counted = self.total(counted)
-        summed: Any = copy.copy(loss_fn)
-        summed.reduction = "sum"
-        return lambda logits, targets: summed(logits, targets) / counted
+        whole, added = self.total(weighed), summed(loss_fn)
+        return lambda logits, targets: added(logits, targets) / whole
 
 
 class Group(Ranks):
@@ -160,6 +173,7 @@ class Group(Ranks):
         self._flags = torch.tensor([0.0, 1.0], device=device)
         self._wishes: Readback[None] = Readback(device)
         self._wish = self._heard = False
+        self._host: dist.ProcessGroup | None = None
 
     def adopt(self, model: nn.Module, seed: int) -> None:
         """The norms see all ranks' samples, the weights are rank 0's to the bit, and each rank draws numbers of its own."""
@@ -169,13 +183,20 @@ class Group(Ranks):
             randomness.reseed(seed, self.rank)
 
     def windows(self, loader: Batches, epoch: int, start: int = 0, size: int = 1) -> Iterator[Window]:
-        """A rank may have no sample of a batch: fewer than there are ranks."""
+        """A rank may have no sample of a batch: fewer than there are ranks.
+
+        What one of them can no longer read all leave out of the very window: it is shared out, and read, once more.
+        """
         self._trained = []
         shared = cast("SharedBatches", loader)
-        mine = shared.batches(epoch, start * size, rank=self.rank, ranks=self.size)
-        sizes = iter(shared.sizes(epoch)[start * size :])
+        mine, sizes, known = self._from(shared, epoch, start * size)
         while window := list(islice(mine, size)):
+            if shared.may_lose and self._any(len(shared.corrupt) > known):
+                agree(shared, self.gather)
+                mine, sizes, known = self._from(shared, epoch, start * size)
+                continue
             yield Window(window, sum(islice(sizes, len(window))))
+            start += 1
 
     def reduce(self, model: nn.Module, loss: Tensor) -> Tensor:
         """With the loss goes what rank 0 wishes; it is read off the device as late as the losses are."""
@@ -192,7 +213,7 @@ class Group(Ranks):
         begins = list(zip(accumulate(sizes, initial=0), sizes, strict=False))  # the last of the sums begins nothing
         there = [first for first, size in begins[self.rank :: self.size] if size]
         mine = shared.batches(0, self.rank, step=self.size)
-        for first, (images, targets) in zip(there, mine, strict=True):
+        for first, (images, targets) in zip(there, mine, strict=not shared.may_lose):  # of what is lost there may be no batch
             yield first, images, targets
 
     def total(self, tensor: Tensor) -> Tensor:
@@ -224,6 +245,19 @@ class Group(Ranks):
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, mine)
         return found
+
+    def _from(self, shared: SharedBatches, epoch: int, batch: int) -> tuple[Iterator[tuple[Tensor, Tensor]], Iterator[int], int]:
+        """This rank's share of an epoch's batches from that one on, the samples of each over all ranks, and what they lack."""
+        mine = shared.batches(epoch, batch, rank=self.rank, ranks=self.size)
+        return mine, iter(shared.sizes(epoch)[batch:]), len(shared.corrupt)
+
+    def _any(self, mine: bool) -> bool:
+        """Whether it is so on any rank: between the processes, while the device goes on with what it has."""
+        if self._host is None:
+            self._host = cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=_NEVER))  # of which all are members
+        told = torch.tensor(int(mine))
+        dist.all_reduce(told, group=self._host)
+        return bool(told)
 
     def _forget(self) -> None:
         """Wishes on their way, all from before this moment, are void: it is agreed now, or asked anew."""
@@ -300,17 +334,6 @@ def _store(rank: int, size: int) -> TCPStore:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     listening = socket.create_server((address, port), reuse_port=True).detach() if rank == 0 else None
     return TCPStore(address, port, size, rank == 0, timeout=_MEET, wait_for_workers=False, master_listen_fd=listening)
-
-
-def _counted(loss_fn: LossFunction, window: Window) -> Tensor | None:
-    """What the mean of a loss is divided by, where that is not the number of samples (torch.nn.CrossEntropyLoss, `weight`)."""
-    if not isinstance(loss_fn, nn.CrossEntropyLoss | nn.NLLLoss) or (loss_fn.weight is None and loss_fn.ignore_index < 0):
-        return None
-    targets = torch.cat([targets for _, targets in window.batches])
-    if targets.is_floating_point():  # of probabilities torch's mean is one over the samples
-        return None
-    weight = torch.ones_like(targets, dtype=torch.float32) if loss_fn.weight is None else loss_fn.weight[targets]
-    return weight.masked_fill(targets == loss_fn.ignore_index, 0.0).sum()
 
 
 def _sum(gradients: list[Tensor]) -> None:

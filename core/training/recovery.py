@@ -132,9 +132,11 @@ class Recovery:
         self.watch.restart(progress.watched, progress.step)
 
     def _thaw(self, changed: Iterable[AdjustedData | Adjustment]) -> None:
-        """Groups that a person freezes or thaws end what was foreseen of the frozen part: in a job that goes on, too."""
-        if self._job.recipe.backbone and any("freeze" in one.changes for one in changed):
-            self._job.recipe.backbone.forget()
+        """Groups that a person freezes or thaws may end what was foreseen of the frozen part: in a job that goes on, too."""
+        if self._job.recipe.backbone:
+            named = {one.group for one in changed if "freeze" in one.changes}
+            groups = [group for group in self._control.groups if not named.isdisjoint((group.name, group.of))]
+            self._job.recipe.backbone.changed(member.tensor for group in groups for member in group.members)
 
     def _cut(self, trouble: Trouble, step: int, nth: int) -> list[AdjustedData | RuleData]:
         """Every lr, from `step` on; the rule's own event comes last, for those who store them together."""

@@ -84,17 +84,22 @@ def test_each_epoch_has_its_own_and_a_rewind_voids_those_beyond_it(bench, client
 
 @pytest.mark.usefixtures("warm")
 def test_the_samples_of_a_step_are_named_unless_the_dataset_is_another_one(bench, client):
-    """Two calls of the sandbox."""
+    """Three calls of the sandbox."""
     job_id = bench.job(plan={**PLAN, "steps": {"total": 100}})
     answer = client.get(f"/jobs/{job_id}/samples?step=3")
     assert (answer.status_code, answer.json()["type"]) == (409, "urn:graft:problem:dataset-changed")
     assert "'sklearn:digits' has changed" in answer.json()["detail"]
     assert "was 000000000000…" in answer.json()["detail"]
-    known = bench.job(plan={"steps": {"total": 100}})
+    known = bench.running(plan={"steps": {"total": 100}})
+    bench.append(known, (0, "left_out", {"split": "validation", "since": 0, "samples": list(range(2000))}))
+    seen = client.get(f"/jobs/{known}/samples?step=3").json()["samples"]
+    assert not any(sample["left_out"] for sample in seen)
+    bench.append(known, (0, "left_out", {"split": "training", "since": 2, "samples": [seen[5]["index"]]}))
     answer = client.get(f"/jobs/{known}/samples?step=3").json()
+    assert [sample["index"] for sample in answer["samples"] if sample["left_out"]] == [seen[5]["index"]]
     schemas.StepSamples.model_validate(answer)
     assert (answer["step"], answer["epoch"], answer["batches"], len(answer["samples"])) == (3, 0, [3], 32)
-    assert set(answer["samples"][0]) == {"index", "name", "label"}
+    assert set(answer["samples"][0]) == {"index", "name", "label", "left_out"}
     for wrong, said in (("?step=100", "its steps are 0 to 99"), ("", "Field required"), ("?step=-1", "greater than or equal")):
         refused = client.get(f"/jobs/{job_id}/samples{wrong}")
         assert refused.status_code == 422

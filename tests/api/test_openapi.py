@@ -92,6 +92,7 @@ def test_what_is_answered_fits_the_models(bench, client, transfer, groups):
     told = {"epoch": 0, "task": "multiclass", "samples": 2, "per_class": {}, "confused": [], "hardest": []}
     rule = {"rule": "spike", "action": "cut_lr", "step": 1, "value": 9.0, "limit": 4.0, "message": "the loss was 9"}
     bench.append(job_id, (2, "evaluation", told | {"confused_left_out": 0}), (2, "rule", rule))
+    bench.append(job_id, (2, "left_out", {"split": "training", "since": 0, "samples": [7]}))
     bench.append(job_id, (2, "adjusted", adjusted), (2, "rewound", {"to_step": 2}))
     bench.finish(job_id)
     for path, model in [

@@ -49,8 +49,11 @@ def test_a_regression_shows_the_targets_with_the_largest_errors_first(service, g
 
 
 def test_the_samples_of_a_step_are_a_row_each(service, graft):
-    samples = [{"index": 3, "name": "cat/3.png", "label": "cat"}, {"index": 9, "name": "9.png", "label": [0.5, 2.0]}]
+    samples = [
+        {"index": 3, "name": "cat/3.png", "label": "cat", "left_out": True},
+        {"index": 9, "name": "9.png", "label": [0.5, 2.0], "left_out": False},
+    ]
     service.answer("/jobs/7/samples", {"step": 0, "epoch": 0, "batches": [0, 1], "samples": samples})
     rows = [" ".join(row.split()) for row in graft("samples", "7", "0").stdout.splitlines()]
     assert service.asked[0][2] == {"step": "0"}
-    assert rows == ["Step 0: epoch 1, batches 1 to 2", "index sample label", "3 cat/3.png cat", "9 9.png 0.5, 2"]
+    assert rows == ["Step 0: epoch 1, batches 1 to 2", "index sample label", "3 cat/3.png cat left out", "9 9.png 0.5, 2"]

@@ -28,6 +28,7 @@ from core.events import (
     present,
     retained,
     shortest,
+    without,
 )
 
 
@@ -48,7 +49,7 @@ def test_a_chunk_holds_consecutive_losses_and_the_lr_of_the_last() -> None:
 
 
 def test_every_kind_of_event_has_one_schema_with_no_unknown_keys() -> None:
-    assert len(KINDS) == 12
+    assert len(KINDS) == 13
     assert all(kind == data.kind for kind, data in KINDS.items())
     with pytest.raises(ValidationError):
         IterationsData.model_validate({"epoch": 0, "first": 0, "losses": [], "lr": {}, "los": []})
@@ -209,3 +210,15 @@ def test_retention_keeps_no_more_than_it_says_and_never_loses_the_best(
         assert (best(made, metric) or {})["step"] in kept
     again = retained([made[step] for step in kept], keep_last, keep_best, metric)
     assert again == kept, "pruning twice removes nothing more"
+
+
+def test_a_step_goes_without_what_the_log_says_until_training_goes_back() -> None:
+    def said(since: int, *samples: int, split: str = "training") -> Row:
+        return Row(0, since, "left_out", {"split": split, "since": since, "samples": list(samples)})
+
+    def back(step: int) -> Row:
+        return Row(0, step, "rewound", {"to_step": step})
+
+    rows = [said(0, 1, 2), said(0, 9, split="validation"), said(10, 3), back(6), said(6, 2)]
+    assert [without(rows, step) for step in (0, 5, 6, 12)] == [{1, 2}, {1, 2}, {2}, {2}]
+    assert without(rows[:3], 10) == {1, 2, 3}

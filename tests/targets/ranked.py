@@ -12,7 +12,7 @@ from torch import nn
 
 from core.adjustments import Adjustments
 from core.errors import TrainingError
-from core.events import AdjustedData, CheckpointData, Data, EpochData, Iteration, RewoundData
+from core.events import AdjustedData, CheckpointData, Data, EpochData, Iteration, LeftOutData, LogData, RewoundData
 from core.places import Places
 from core.spec import JobSpec, Task
 from core.training.evaluation import evaluate
@@ -67,7 +67,8 @@ class Diverges(Plain):
 def train(payload: dict[str, Any]) -> dict[str, Any]:
     """Run the job until its end, or until rank 0 (alone) wishes at step `halt` that it stops.
 
-    `adjust`: what rank 0 (alone) is asked at a step, and when it is due: [[at, group, changes, step or null]].
+    `adjust`: what rank 0 (alone) is asked at a step, and when it is due: [[at, group, changes, step or null]]. `vanish`: files
+    that it takes away after the first step.
     """
     device = torch.device(payload.get("device", "cpu"))
     if device.type == "cuda":
@@ -75,7 +76,7 @@ def train(payload: dict[str, Any]) -> dict[str, Any]:
     ranks = join(device)
     spec, places = JobSpec.model_validate(payload["spec"]), Places.model_validate(payload["places"])
     resume = None if payload["resume"] is None else [Path(path) for path in payload["resume"]]
-    told: dict[str, Any] = {key: [] for key in ("samples", "epochs", "saved", "adjusted")}
+    told: dict[str, Any] = {key: [] for key in ("samples", "epochs", "saved", "adjusted", "left_out", "log")}
     told |= {"losses": {}, "error": None, "rewound": None}
     step, halt, asked = 0, payload["halt"], Adjustments()
 
@@ -91,6 +92,8 @@ def train(payload: dict[str, Any]) -> dict[str, Any]:
                 _tell(told, item)
                 if isinstance(item, Iteration):
                     step = item.step + 1
+                    for gone in payload["vanish"] if ranks.rank == 0 and step == 1 else ():
+                        Path(gone).unlink()
                     for _, group, changes, due in [one for one in payload["adjust"] if ranks.rank == 0 and one[0] == step]:
                         asked.adjust(group, at_step=due, **changes)
                 elif isinstance(item[1], CheckpointData) and halt is not None and ranks.first(halts):
@@ -124,6 +127,8 @@ def validate(payload: dict[str, Any]) -> dict[str, Any]:
 class Given:
     """These batches, as a loader has them."""
 
+    may_lose = False
+
     def __init__(self, given: list[tuple[torch.Tensor, torch.Tensor]], bounds: list[tuple[int, int]]) -> None:
         self._given, self._bounds = given, bounds
 
@@ -139,6 +144,10 @@ def _tell(told: dict[str, Any], item: Iteration | tuple[int, Data]) -> None:
     if isinstance(item, Iteration):
         told["losses"][str(item.step)] = item.loss
         told["samples"].append(item.samples)
+    elif isinstance(item[1], LeftOutData):
+        told["left_out"].append([item[0], item[1].split, item[1].since, item[1].samples])
+    elif isinstance(item[1], LogData):
+        told["log"].append(item[1].message)
     elif isinstance(item[1], EpochData):
         told["epochs"].append([item[1].mean_loss, item[1].validation])
     elif isinstance(item[1], AdjustedData):

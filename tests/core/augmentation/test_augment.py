@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.augmentation import augment
+from core.augmentation import augment, presets, transforms
 from core.data.batches import Loader, Preprocessing, make_loader
 from core.data.images import ArrayImages
 from core.errors import SpecError
@@ -43,7 +43,7 @@ def operations(*given: dict[str, Any]) -> list[Augmentation]:
 
 
 def build(given: Any, *, size: int = 16, channels: int = 3, own: Any = None, seed: int = 0) -> Any:
-    listed = augment.listed(given, size, channels, (0.5, 0.4, 0.3))
+    listed = presets.listed(given, size, channels, (0.5, 0.4, 0.3))
     return augment.build(listed, size=size, channels=channels, own=own, seed=seed)
 
 
@@ -135,12 +135,12 @@ def test_the_plan_lists_what_a_preset_is_made_of_and_that_list_makes_the_same(
 
 
 def test_of_grey_images_no_colour_is_changed_and_none_is_mirrored() -> None:
-    colour = {one.name: one.keywords for one in augment.listed("strong", 8, 3, (0.1, 0.2, 0.6))}
-    grey = {one.name: one.keywords for one in augment.listed("strong", 8, 1, (0.1, 0.2, 0.6))}
+    colour = {one.name: one.keywords for one in presets.listed("strong", 8, 3, (0.1, 0.2, 0.6))}
+    grey = {one.name: one.keywords for one in presets.listed("strong", 8, 1, (0.1, 0.2, 0.6))}
     assert set(colour) - set(grey) == {"RandomHorizontalFlip"}
     assert set(colour["ColorJitter"]) - set(grey["ColorJitter"]) == {"saturation"}
     assert (colour["RandomErasing"]["value"], grey["RandomErasing"]["value"]) == ([0.1, 0.2, 0.6], [pytest.approx(0.3)])
-    assert "RandomHorizontalFlip" not in {one.name for one in augment.listed("light", 8, 3, (0, 0, 0))}
+    assert "RandomHorizontalFlip" not in {one.name for one in presets.listed("light", 8, 3, (0, 0, 0))}
 
 
 def test_the_notes_tell_of_mirrors_and_of_what_is_slow() -> None:
@@ -221,15 +221,15 @@ def test_every_operation_of_torchvision_is_either_refused_or_works() -> None:
         "RandomAffine": {"degrees": 10}, "RandomPosterize": {"bits": 3}, "RandomRotation": {"degrees": 10},
         "RandomSolarize": {"threshold": 0.5}, "ElasticTransform": {"sigma": 1.0},
     }  # fmt: skip
-    served = [name for name in augment.names() if name not in augment.REFUSED]
+    served = [name for name in transforms.names() if name not in transforms.REFUSED]
     assert len(served) > 25
-    assert set(augment.REFUSED) < set(augment.names())
+    assert set(transforms.REFUSED) < set(transforms.names())
     for name in served:
         for channels in (1, 3):
             made = build(operations({"name": name, **needed.get(name, {})}), channels=channels)
             pixels = torch.full((2, channels, made.held, made.held), 9, dtype=torch.uint8)
             assert made(pixels, 0, torch.arange(2)).shape[2:] == (16, 16)
-        assert set(needed.get(name, {})) <= set(augment.keywords_of(name))
+        assert set(needed.get(name, {})) <= set(transforms.keywords_of(name))
 
 
 def test_a_plan_names_all_faults_of_a_list_beside_the_others(tiny_spec: Callable[..., JobSpec], places: Places) -> None:

@@ -20,10 +20,10 @@ from core.data.mixing import Mixing, beta, rectangle
 from core.data.tiers import Resident
 from core.errors import SpecError
 from core.events import CheckpointData, Iteration
+from core.loss.means import counted
 from core.places import Places
 from core.plan import plan
 from core.spec import JobSpec, TrainingSpec
-from core.training import ranks
 from core.training.loop import fit
 
 NUMBERED = torch.arange(13, dtype=torch.uint8).view(13, 1, 1, 1).expand(13, 1, 8, 8).contiguous()
@@ -173,7 +173,7 @@ def test_the_parts_of_a_mean_over_mixed_targets_add_up_to_it() -> None:
     torch.manual_seed(0)
     outputs, targets = torch.randn(6, 4), torch.softmax(torch.randn(6, 4), dim=1)
     loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5, 3.0]), label_smoothing=0.1)
-    assert ranks._counted(loss, ranks.Window([(outputs, targets)], 6)) is None
+    assert counted(loss, targets) is None
     parts = [len(part) / 6 * loss(outputs[part], targets[part]) for part in (torch.arange(4), torch.arange(4, 6))]
     torch.testing.assert_close(sum(parts), loss(outputs, targets))
 

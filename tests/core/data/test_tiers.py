@@ -17,7 +17,7 @@ from core.data.images import ArrayImages, FileImages
 from core.data.placing import Room, Tier, choose, room_on
 from core.data.tiers import processes
 from core.errors import DataError
-from core.events import EpochData, Iteration, LogData
+from core.events import EpochData, Iteration, LeftOutData, LogData
 from core.models.features import Featured
 from core.plan import plan, prepare
 from core.spec import DatasetSpec, LoaderSpec
@@ -301,25 +301,15 @@ def test_a_file_that_goes_in_mid_epoch(places, pets, load, tier, corrupt):
     else:
         assert [len(labels) for _, labels in [*got, *batches]] == [4, 4, 3, 4, 4, 2]
         assert list(loader.corrupt) == [gone]
-        agree(loader, Ranks())
+        assert not agree(loader, Ranks().gather)
         assert (loader.sizes(0), loader.samples) == ([4, 4, 3, 4, 4, 2], 21), "from then on it is known"
-
-
-def test_a_file_that_goes_in_mid_epoch_ends_a_job_of_several_ranks(places, pets, load):
-    images = pets().train
-    loader = load(images, "streaming", corrupt="skip")
-    (places.inputs / "pets" / images.name(int(loader.order(0)[9]))).unlink()
-    assert len(whole(loader, rank=1, ranks=2)) == 6, "it is another rank's"
-    with pytest.raises(DataError, match="it could be read when the job began"):
-        whole(loader, rank=0, ranks=2)
 
 
 def test_what_one_rank_cannot_read_is_left_out_by_all(pets, load):
     loader = load(pets().train, corrupt="skip")
     loader.leave_out({7: "cannot be read here"})
-    others = Ranks()
-    others.gather = lambda mine: [{2: "cannot be read there", 7: "nor there"}, mine]
-    agree(loader, others)
+    assert agree(loader, lambda mine: [{2: "cannot be read there", 7: "nor there"}, mine])
+    assert not agree(loader, lambda mine: [mine, mine]), "nobody hears of anything new"
     assert loader.corrupt == {2: "cannot be read there", 7: "cannot be read here"}
     assert sum(loader.sizes(0)) == 20
 
@@ -351,6 +341,8 @@ def test_a_batch_of_which_nothing_is_left_is_refused_before_the_first_step(pets,
     with pytest.raises(DataError, match="none of the 2 validation images can be read"):
         check(loader, validation, 3, lambda: True)
     assert whole(validation) == [], "and of validation such a batch is none"
+    with pytest.raises(DataError, match="of a batch no image is left that can be read"):
+        whole(loader)
 
 
 # --- a job ---------------------------------------------------------------------------------------------------------------------
@@ -418,11 +410,13 @@ def test_the_features_of_a_frozen_backbone_go_without_them_too(places, pets, loa
 def test_a_long_list_ends_with_how_many_more(pets, load):
     loader = load(pets().train, corrupt="skip")
     loader.leave_out({index: f"the image {index} cannot be read" for index in range(22)})
-    listing = Listing({"training": loader})
-    lines = list(listing.new())
+    listing = Listing(loader, load(pets().validation, train=False))
+    event, *lines = listing.new(since=7)
+    assert event == LeftOutData(split="training", since=7, samples=list(range(22)))
     assert len(lines) == 21
-    assert lines[-1] == "and 2 more training images that cannot be read are left out"
-    assert list(listing.new()) == []
+    assert lines[-1].message == "and 2 more training images that cannot be read are left out"
+    assert list(listing.new(since=8)) == []
+    assert list(listing.again(since=3)) == [event.model_copy(update={"since": 3})], "after a rollback, without the lines"
 
 
 def test_the_plan_of_a_job_that_skips_warns_of_what_it_happens_to_read(places, pets, tiny_spec):

@@ -18,8 +18,8 @@ from core.data.images import ArrayImages
 from core.data.targets import Converting, as_targets, predictions
 from core.errors import SpecError
 from core.loss.balance import class_weights, positive_weights
-from core.loss.losses import build_loss, check_loss, loss_names, loss_notes, make_loss, resolve_loss
-from core.spec import DEFAULT_LOSSES, LossSpec, Task
+from core.loss.losses import build_loss, check_loss, check_steps, loss_names, loss_notes, make_loss, resolve_loss
+from core.spec import DEFAULT_LOSSES, JobSpec, LossSpec, Task
 
 SEVERAL = torch.tensor([[0.0, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 1]])
 NUMBERS = torch.tensor([[0.5, 0.1, 0.2], [0.3, 0.9, 0.7], [0, 1, 0.5], [0.25, 0.5, 0.75]])
@@ -151,6 +151,21 @@ def test_outputs_are_read_on_the_scale_of_the_targets() -> None:
     assert torch.equal(predictions(nn.MSELoss(), outputs), outputs)
 
 
+def test_the_plan_tells_the_scale_of_numbers_and_warns_where_it_is_far_from_one() -> None:
+    def said(loss: str, *columns: list[float]) -> list[str]:
+        return list(loss_notes(LossSpec(name=loss), dataset(torch.tensor(columns).T, "regression", len(columns)), "x:y"))
+
+    assert said("MSELoss", [-1.0, 3]) == ["of the training targets 'a' has the mean 1 and the deviation 2"]
+    told, large = said("MSELoss", [10000.0, 30000], [1, 2])
+    assert told.endswith("'a' has the mean 2e+04 and the deviation 1e+04, 'b' has the mean 1.5 and the deviation 0.5")
+    assert large.startswith("the numbers of 'a' are far from what a model gives at first: the loss begins at about 2.5e+08")
+    assert "(value - mean) / deviation" in large
+    assert "begins" not in said("L1Loss", [10000.0, 30000])[1]
+    assert "so close together" in said("L1Loss", [0.01, 0.02])[1]
+    assert len(said("L1Loss", [0.5, 0.5])) == len(said("PoissonNLLLoss", [100.0, 300])) == 1
+    assert said("L1Loss", *[[0.0, 1]] * 8)[0].endswith(" …")
+
+
 # --- class weights -----------------------------------------------------------------------------------------------------------
 
 
@@ -211,6 +226,30 @@ def test_what_cannot_be_balanced_is_refused() -> None:
     assert "the dataset's targets are numbers" in refusal("BCEWithLogitsLoss", OF_TASK["regression"], pos_weight="balanced")[1]
     assert refusal("MSELoss", OF_TASK["multiclass"], weight="balanced")[0] == "/loss/weight"
     assert "a list of numbers or 'balanced', got" in refusal(None, OF_TASK["multiclass"], weight="balancd")[1]
+
+
+@pytest.mark.parametrize("keywords", [{"weight": [1, 0, 1]}, {"ignore_index": 1}, {"weight": [1, 1, 0], "ignore_index": 1}])
+def test_a_split_or_a_step_in_which_nothing_weighs_anything_is_refused(keywords: dict[str, Any]) -> None:
+    loss, pointer = LossSpec(name="CrossEntropyLoss", **keywords), f"/loss/{next(iter(keywords))}"
+    ones = dataset(torch.ones(4, dtype=torch.int64))
+    mixed = dataset(torch.tensor([0, 0, 1, 1, 1, 0]))
+    with pytest.raises(SpecError, match="every validation image is of a class that weighs nothing") as refusal:
+        make_loss(loss, replace(mixed, validation=ones.train))
+    assert refusal.value.faults[0].pointer == pointer
+    with pytest.raises(SpecError, match="every training image"):
+        make_loss(loss, replace(mixed, train=ones.train))
+
+    def job(size: int, **training: int) -> JobSpec:
+        loader = {"batch_size": size, "shuffle": bool(training)}
+        parts = {"dataset": {"source": "sklearn:digits"}, "model": {"name": "x:y"}, "loss": loss.model_dump(), "loader": loader}
+        return JobSpec.model_validate({**parts, "training": training})
+
+    with pytest.raises(SpecError, match="in step 1 every image is of a class that weighs nothing") as refusal:
+        check_steps(make_loss(loss, mixed), job(2), mixed)
+    assert refusal.value.faults[0].pointer == pointer
+    check_steps(make_loss(loss, mixed), job(3), mixed)
+    with pytest.raises(SpecError, match=r"in step \d+ every"):  # in the order of some epoch
+        check_steps(make_loss(loss, mixed), job(3, epochs=50), mixed)
 
 
 # --- keywords ----------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from core.adjustments import Adjustments
-from core.events import AdjustedData, EpochData, Iteration
+from core.events import AdjustedData, EpochData, Iteration, LogData
 from core.models import features
 from core.models.build import build_model
 from core.models.cut import Cut, cut, is_sound
@@ -22,6 +22,8 @@ from core.training.loop import fit
 
 HEAD_ALONE = {"name": "Adam", "lr": 1e-2, "groups": [{"name": "body", "params": "0.*", "freeze": True},
                                                      {"name": "norm", "params": "1.*", "freeze": True}]}  # fmt: skip
+
+ENDED = "the frozen part was thawed, or frozen anew: from here on the model is run whole"
 
 
 @pytest.fixture
@@ -109,10 +111,11 @@ def test_what_thaws_later_is_run_whole_from_then_on(frozen, places, tmp_path, mo
     until = {"until_epoch": 2}
     groups = [{**group, "freeze": until} for group in HEAD_ALONE["groups"]]
     spec = frozen(epochs=3, optimizer={**HEAD_ALONE, "groups": groups})
-    fast, _ = story(spec, places, tmp_path / "fast")
+    fast, told = story(spec, places, tmp_path / "fast")
     without_features(monkeypatch)
     plain, _ = story(spec, places, tmp_path / "plain")
     assert fast == pytest.approx(plain, rel=1e-2)
+    assert [event.message for event in told if isinstance(event, LogData)] == [ENDED]
     assert fast[-1] != pytest.approx(fast[30], rel=0.05)
 
 
@@ -128,6 +131,32 @@ def test_a_group_that_is_thawed_by_hand_trains_from_that_very_step(frozen, place
     without_features(monkeypatch)
     plain, _ = story(frozen(), places, tmp_path / "plain", adjustments=thawing())
     assert fast == pytest.approx(plain, rel=1e-3)
+
+
+@pytest.mark.parametrize(("group", "ends"), [("top", False), ("body", True)])
+def test_freezing_by_hand_ends_features_where_it_is_of_the_frozen_part_and_the_log_says_so_once(
+    frozen, places, tmp_path, runs_of_the_stem, group, ends
+):
+    """Thawed and frozen again; the job that goes on from between the two does to the bit what the whole one did."""
+    groups = [*HEAD_ALONE["groups"], {"name": "top", "params": "*.bias"}]
+
+    def asked() -> Adjustments:
+        made = Adjustments()
+        made.adjust(group, at_step=10, freeze=group == "top")
+        made.adjust(group, at_step=20, freeze=group == "body")
+        return made
+
+    spec = frozen(epochs=2, optimizer={**HEAD_ALONE, "groups": groups}, checkpoint={"every": {"steps": 25}})
+    adjustments = asked()
+    whole, told = story(spec, places, tmp_path / "whole", adjustments=adjustments)
+    lines = [event.message for event in told if isinstance(event, LogData)]
+    assert lines == ([ENDED] if ends else [])
+    assert (sum(runs_of_the_stem) < 1797 + 100) != ends
+    again, told = story(
+        spec, places, tmp_path / "again", resume=[tmp_path / "whole/25"], adjustments=Adjustments(adjustments.done)
+    )
+    assert again == whole[25:]
+    assert not [event for event in told if isinstance(event, LogData)], "it was said before"
 
 
 def test_a_job_that_goes_on_is_an_undisturbed_one_bit_for_bit(frozen, places, tmp_path):

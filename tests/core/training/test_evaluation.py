@@ -97,6 +97,37 @@ def test_a_validation_draws_no_random_number_and_warns_of_nothing() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+HEAVY = torch.tensor([0.0, 5, 0.1, 1, 0, 2])
+
+
+@pytest.mark.parametrize(
+    ("loss", "task"),
+    [
+        (nn.CrossEntropyLoss(weight=HEAVY), "multiclass"),
+        (nn.CrossEntropyLoss(weight=HEAVY, label_smoothing=0.2), "multiclass"),
+        (nn.CrossEntropyLoss(ignore_index=2), "multiclass"),
+        (nn.CrossEntropyLoss(weight=HEAVY, ignore_index=2), "multiclass"),
+        (nn.NLLLoss(weight=HEAVY), "multiclass"),
+        (nn.MultiMarginLoss(weight=HEAVY), "multiclass"),
+        (nn.BCEWithLogitsLoss(pos_weight=HEAVY), "multilabel"),
+        (nn.BCEWithLogitsLoss(weight=HEAVY), "multilabel"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_the_loss_is_that_of_the_whole_set_in_one_batch(loss: nn.Module, task: str) -> None:
+    outputs, classes = drawn(53, 6), labels(6, 53).sort().values  # so that batches differ in weight; some weigh nothing
+    classes = torch.cat([torch.zeros(16, dtype=torch.int64), classes[16:]])
+    targets = classes if task == "multiclass" else (drawn(53, 6, seed=2) > 0.8).float()
+    told = found(outputs, targets, loss, task=task).figures["loss"]
+    assert told == pytest.approx(loss(outputs, targets).item(), rel=1e-6)
+
+
+def test_a_validation_in_which_nothing_weighs_anything_has_no_loss_and_its_other_figures() -> None:
+    figures = found(drawn(20, 6), torch.zeros(20, dtype=torch.int64), nn.CrossEntropyLoss(weight=HEAVY)).figures
+    assert math.isnan(figures["loss"])
+    assert 0 <= figures["top1"] <= 1
+
+
 # --- classes and samples -----------------------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 from torch import nn
 
 from core.data.batches import Loader, Preprocessing
@@ -63,13 +66,15 @@ def train(together: Together, tmp_path: Path) -> Train:
 
     def run(
         model: str, directory: str, ranks: int = 1, *, resume: list[Path] | None = None, halt: int | None = None,
-        adjust: Any = (), device: str = "cpu", **parts: Any
+        adjust: Any = (), device: str = "cpu", vanish: list[Path] | None = None, **parts: Any
     ) -> dict[str, Any]:  # fmt: skip
         name, _, dropout = model.partition(" ")
         keywords = {"dropout": float(dropout)} if dropout else {}
         spec = {**SPEC, "model": {"name": f"python:ranked:{name}", **keywords}, **parts}
         payload = {"spec": spec, "places": places, "directory": str(tmp_path / directory), "halt": halt, "device": device}
-        payload["adjust"] = list(adjust)
+        payload |= {"adjust": list(adjust), "vanish": [str(path) for path in vanish or []]}
+        if vanish:
+            payload["places"] = {**places, "resident_bytes": 0, "image_cache_bytes": 0}  # so files are read in each epoch
         payload["resume"] = None if resume is None else [str(path) for path in resume]
         told = together("ranked:train", payload, ranks)
         assert all(other == told[0] for other in told)
@@ -126,6 +131,38 @@ def test_two_ranks_augment_and_mix_as_one(train: Train) -> None:
         "loss": {"name": "CrossEntropyLoss", "weight": [9.0, 1, 1, 5, 1, 1, 0.1, 1, 1, 3], "label_smoothing": 0.1},
     }
     alike(train("Plain", "one", **parts), train("Plain", "two", 2, **parts))
+
+
+@pytest.mark.parametrize("training", [{}, {"accumulate": 2}, {"mixup": 0.4}], ids=["plain", "windows of two batches", "mixed"])
+def test_files_that_vanish_in_mid_epoch_are_left_out_by_all_ranks_at_that_step(
+    train: Train, tmp_path: Path, training: dict[str, Any]
+) -> None:
+    """One of each rank's share of the last batch, which both read once the first step is over; of validation a whole batch."""
+    parts = {
+        "dataset": {"source": "folder:pets", "image_size": 8, "corrupt": "skip"},
+        "loader": {"batch_size": 8, "shuffle": False},
+        "training": {"epochs": 2, **training},
+    }
+    stories = []
+    for ranks in (1, 2):
+        shutil.rmtree(tmp_path / "pets", ignore_errors=True)
+        for name in (f"{split}/{kind}/{at:02}" for split in ("train", "val") for kind in ("cats", "dogs") for at in range(20)):
+            (path := tmp_path / f"pets/{name}.png").parent.mkdir(parents=True, exist_ok=True)
+            _drawn(name).save(path)
+        gone = ["train/dogs/15", "train/dogs/16", *(f"val/cats/{at:02}" for at in range(8, 16)), "val/dogs/13"]
+        stories.append(train("Plain", f"of {ranks}", ranks, vanish=[tmp_path / f"pets/{name}.png" for name in gone], **parts))
+    one, two = stories
+    alike(one, two)
+    assert sum(two["samples"]) == 2 * 38, "in the epoch in which they vanish, too"
+    assert (two["log"], two["left_out"]) == (one["log"], one["left_out"])
+    assert two["left_out"][0] == [len(two["losses"]) // 2, "training", 0, [35, 36]]
+    assert "epoch 1 went without 2 training and 9 validation images that cannot be read" in two["log"]
+
+
+def _drawn(name: str) -> Image.Image:
+    """A picture of its own for each name."""
+    pixels = torch.randint(256, (8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
+    return Image.fromarray(pixels.numpy())
 
 
 def test_a_validation_finds_the_same_on_several_ranks_also_where_one_of_them_sees_no_batch(together: Together) -> None:
