@@ -328,7 +328,9 @@ class CheckpointData(Data):
     figures: dict[str, Figure] = Field(
         description="`mean_loss` and those of the validation; in the middle of an epoch only `mean_loss`, so far."
     )
-    best: bool = Field(description="Better than every one before it, by the metric of the spec.")
+    best: bool = Field(
+        description="Better than every one before it, by the metric of the spec; never where that figure is no number."
+    )
     path: str = Field(description="Relative to the data directory.")
     sha256: str = Field(description="Of model.safetensors.")
     bytes: int = Field(description="Of the whole checkpoint.")
@@ -509,18 +511,25 @@ def retained(checkpoints: Sequence[dict[str, Any]], keep_last: int, keep_best: i
 
 
 def best(checkpoints: Sequence[dict[str, Any]], metric: str | None) -> dict[str, Any] | None:
-    """The best of these checkpoints by `metric`, the earlier of equals."""
-    return min(checkpoints, key=lambda data: _worse(data["figures"], metric), default=None)
+    """The best of these checkpoints by `metric`, the earlier of equals; none of which that figure is not finite."""
+    known = [data for data in checkpoints if not _worse(data["figures"], metric).unknown]
+    return min(known, key=lambda data: _worse(data["figures"], metric), default=None)
 
 
-def _worse(figures: dict[str, Any], metric: str | None) -> tuple[bool, float]:
-    """A sort key, lower is better. What was not validated is worse than all that was, and goes by its mean loss.
+class _Rank(NamedTuple):
+    """A sort key, lower is better."""
 
-    A figure that is missing or not finite comes last among its kind.
-    """
+    unknown: bool
+    """The figure is missing, or not finite."""
+    unvalidated: bool
+    value: float
+
+
+def _worse(figures: dict[str, Any], metric: str | None) -> _Rank:
+    """What was not validated is worse than all that was, and goes by its mean loss."""
     metric = metric or own_of(figures)
     validated = metric in figures
     value = number(figures.get(metric if validated else "mean_loss", math.inf))
     if not math.isfinite(value):
-        return not validated, math.inf
-    return not validated, -value if validated and better(metric) == "max" else value
+        return _Rank(True, not validated, math.inf)
+    return _Rank(False, not validated, -value if validated and better(metric) == "max" else value)

@@ -36,7 +36,7 @@ class DivergenceSpec(Part):
     """Rules over every loss, and what each of them does. docs/divergence.md explains them."""
 
     non_finite: Annotated[Literal["stop", "pause", "rollback"], BeforeValidator(_heals)] = Field(
-        default="stop", description="Where a loss is NaN or infinite."
+        default="stop", description="Where a loss, or that of a validation, is NaN or infinite."
     )
     spike: SpikeSpec | None = Field(default=None, description="Left out: a loss may rise as it likes, as long as it is finite.")
     lr_factor: Annotated[float, Field(gt=0, le=1)] = Field(

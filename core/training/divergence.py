@@ -1,7 +1,7 @@
 """Divergence: what the rules of a job decide, loss by loss. Imports no torch.
 
-A decision is a function of the losses in their order, and of nothing else; not of when they come off the device. So all ranks
-decide the same, and so does a job that was killed and goes on.
+A decision is a function of the losses in their order, those of the validations among them, and of nothing else; not of when they
+come off the device. So all ranks decide the same, and so does a job that was killed and goes on.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Trouble:
     first: int
     """The step of the first loss that was amiss: the weights that it was computed with are under suspicion."""
     step: int
-    """That of the loss at which it fired."""
+    """That of the loss at which it fired; of a validation's, as many as were completed."""
     value: Figure
     limit: float | None
     message: str
@@ -111,11 +111,18 @@ class Watch:
         if self.trouble is not None:
             return
         if not math.isfinite(one.loss):
-            rule: Literal["nan", "inf"] = "nan" if math.isnan(one.loss) else "inf"
-            told = f"the loss became {one.loss} at step {one.step}"
-            self._fire(one, rule, self.rules.non_finite, first=one.step, message=told)
+            self._break(one.step, one.epoch, one.loss, f"the loss became {one.loss} at step {one.step}")
         elif self.rules.spike is not None:
             self._compare(one, self.rules.spike)
+
+    def validated(self, step: int, epoch: int, loss: float) -> None:
+        """The validation's loss of an epoch, once every loss of it was heard, and `step` steps are completed.
+
+        It is the first that is computed with the weights which the epoch's last step has left. Without dropout, and maybe of the
+        running average, it is compared with no other: it can be no spike.
+        """
+        if not math.isfinite(loss):
+            self._break(step, epoch, loss, f"the validation's loss became {loss} after step {step - 1}")
 
     def due(self, step: int) -> Trouble | None:
         """The cut that is to be made once `step` steps are completed."""
@@ -138,7 +145,12 @@ class Watch:
         if self._high >= rule.patience:
             row = f", for {self._high} steps in a row" if self._high > 1 else ""
             told = f"the loss was {one.loss:.4g} at step {one.step}, above {rule.factor:g} times its running median{row}"
-            self._fire(one, "spike", rule.action, first=one.step - self._high + 1, message=told, limit=limit)
+            first = one.step - self._high + 1
+            self._fire(one.step, one.epoch, one.loss, "spike", rule.action, first=first, message=told, limit=limit)
+
+    def _break(self, step: int, epoch: int, loss: float, message: str) -> None:
+        rule: Literal["nan", "inf"] = "nan" if math.isnan(loss) else "inf"
+        self._fire(step, epoch, loss, rule, self.rules.non_finite, first=step, message=message)
 
     def _limit(self, rule: SpikeSpec) -> float | None:
         """None while there are too few to compare with, or where they are not above 0: then no factor says what is far."""
@@ -155,15 +167,14 @@ class Watch:
             del self._sorted[bisect_left(self._sorted, self._recent.popleft())]
 
     def _fire(
-        self, one: Iteration, rule: Literal["nan", "inf", "spike"], action: Literal["stop", "pause", "cut_lr", "rollback"], *,
-        first: int, message: str, limit: float | None = None,
+        self, step: int, epoch: int, loss: float, rule: Literal["nan", "inf", "spike"],
+        action: Literal["stop", "pause", "cut_lr", "rollback"], *, first: int, message: str, limit: float | None = None,
     ) -> None:  # fmt: skip
-        message += f", in epoch {one.epoch + 1}"
+        message += f", in epoch {epoch + 1}"
         if action != "stop" and self.used >= self.rules.times:
             message += f"; rules have acted {self.used} times before, and training.divergence.times allows no more"
             action = "stop"
-        at = one.step + 1 + self._lag
-        trouble = Trouble(rule, action, first, one.step, figure(one.loss), limit, message, at)
+        trouble = Trouble(rule, action, first, step, figure(loss), limit, message, at=step + 1 + self._lag)
         if action == "cut_lr":  # what is a spike is told by the losses that come with the new lr
             self._recent, self._sorted, self._high, self._cut = deque(), [], 0, trouble
         else:

@@ -312,8 +312,8 @@ def _evaluated(job: Prepared) -> Evaluation:
 def _validate(
     keeper: _Keeper, progress: Progress, mean: Figure, seconds: float
 ) -> Generator[tuple[int, Data], None, Progress]:  # fmt: skip
-    """The end of an epoch whose training took `seconds`."""
-    job = keeper.job
+    """The end of an epoch whose training took `seconds`. Raises DivergedError once it was told, where its loss is no number."""
+    job, watch = keeper.job, keeper.recovery.watch
     with job.recipe.final():
         found = _evaluated(job)
     validation = {name: figure(value) for name, value in found.figures.items()}
@@ -329,6 +329,9 @@ def _validate(
         ),
     )
     yield progress.step, found.event(progress.last_epoch, job.validation.kept(0).tolist(), job.dataset.validation.name)
+    watch.validated(progress.step, progress.last_epoch, found.figures["loss"])
+    if watch.trouble is not None:
+        raise watch.trouble.error()
     if (rule := keeper.stops(progress)) is not None:
         yield progress.step, rule
     figures: dict[str, Figure] = {"mean_loss": mean, **validation}

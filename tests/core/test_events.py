@@ -180,6 +180,13 @@ def test_a_figure_that_is_no_number_is_the_worst() -> None:
     assert retained(made, keep_last=1, keep_best=1, metric="loss") == [3, 4]
 
 
+def test_a_figure_that_is_no_number_is_never_the_best() -> None:
+    broken = [checkpoint(2, mean_loss=0.1, loss="nan"), checkpoint(3, mean_loss=0.1, loss="inf")]
+    assert best(broken, "loss") is None
+    assert (best([checkpoint(1, mean_loss=0.3), *broken], "loss") or {})["step"] == 1, "though it was not validated"
+    assert retained([checkpoint(1, mean_loss=0.3), *broken], keep_last=1, keep_best=1, metric="loss") == [1, 3]
+
+
 def test_without_validation_the_mean_loss_says_which_is_best() -> None:
     made = [checkpoint(1, mean_loss=0.3), checkpoint(2, mean_loss=0.1), checkpoint(3, mean_loss=0.2)]
     assert (best(made, "top1") or {})["step"] == 2
@@ -206,8 +213,10 @@ def test_retention_keeps_no_more_than_it_says_and_never_loses_the_best(
     assert kept == sorted(set(kept))
     assert len(kept) <= keep_last + keep_best
     assert set(range(len(made))[-keep_last:]) <= set(kept)
-    if keep_best and made:
-        assert (best(made, metric) or {})["step"] in kept
+    leading = best(made, metric)
+    assert (leading is None) == all(value in {"nan", "inf"} for value in figures)
+    if keep_best and leading:
+        assert leading["step"] in kept
     again = retained([made[step] for step in kept], keep_last, keep_best, metric)
     assert again == kept, "pruning twice removes nothing more"
 

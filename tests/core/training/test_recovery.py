@@ -183,6 +183,48 @@ def test_whenever_it_is_killed_nobody_can_tell(
         assert killed.story() == story, f"killed after {events} events"
 
 
+# --- the last step of an epoch, whose weights no loss but the validation's tells of ---------------------------------------------
+
+BLOWS_UP_LAST = {**BLOWS_UP, "milestones": [6]}
+SAID = "the validation's loss became nan after step 6, in epoch 1"
+
+
+def test_a_step_that_only_the_validation_can_tell_of_stops_the_job_and_its_weights_are_not_kept(
+    spec: Spec, places: Places, tmp_path: Path
+) -> None:
+    log = Log(spec({}, epochs=1, schedule=BLOWS_UP_LAST), tmp_path)
+    with pytest.raises(NonFiniteLossError, match=SAID):
+        log.run(places)
+    assert [(row.kind, row.step) for row in log.rows[-4:]] == [("iterations", 7), ("epoch", 7), ("evaluation", 7), ("rule", 7)]
+    assert all(isinstance(data["losses"][0], float) for data in log.valid("iterations"))
+    assert log.valid("epoch")[0]["validation"]["loss"] == "nan"
+    (rule,) = log.valid("rule")
+    assert (rule["rule"], rule["action"], rule["step"], rule["value"], rule["message"]) == ("nan", "stop", 7, "nan", SAID)
+
+
+@pytest.mark.usefixtures("lag")
+def test_a_validation_that_is_no_number_goes_back_and_whenever_it_is_killed_nobody_can_tell(
+    spec: Spec, places: Places, tmp_path: Path
+) -> None:
+    """Twice, as one cut is not enough. Killed before the firing, with the figures told already, and after it."""
+    job = spec({**HEALED, "lr_factor": 1e-15}, schedule=BLOWS_UP_LAST)
+    whole = Log(job, tmp_path / "whole").run(places)
+    assert kinds(whole) == [("rewound", 6), ("adjusted", 6), ("adjusted", 6), ("rule", 6)] * 2
+    assert [data["step"] for data in whole.valid("rule")] == [7, 7]
+    assert [data["validation"]["loss"] == "nan" for data in whole.valid("epoch")] == [False, False]
+    fires = [index + 1 for index, row in enumerate(whole.rows) if row.kind == "rule"]
+    for events in (fires[0] - 4, fires[1] + 3):
+        killed = Log(job, tmp_path / str(events)).run(places, events).run(places)
+        assert killed.story() == whole.story(), f"killed after {events} events"
+
+
+def test_it_pauses_before_a_validation_that_is_no_number(spec: Spec, places: Places, tmp_path: Path) -> None:
+    log = Log(spec({"non_finite": "pause"}, schedule=BLOWS_UP_LAST), tmp_path)
+    with pytest.raises(HaltedError, match=f"{SAID}: paused at step 6"):
+        log.run(places)
+    assert kinds(log) == [("rewound", 6), ("rule", 6)]
+
+
 def test_without_a_checkpoint_from_before_it_goes_back_to_its_beginning(spec: Spec, places: Places, tmp_path: Path) -> None:
     seldom = {"every": {"steps": 100}, "keep_best": 0}
     log = Log(spec(HEALED, checkpoint=seldom), tmp_path / "a").run(places)
