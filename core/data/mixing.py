@@ -78,7 +78,8 @@ def check_loss(loss: nn.Module, spec: TrainingSpec, dataset: Dataset) -> list[Fa
             raise ValueError("it gives no number to train by")
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        message = f"{type(loss).__name__} takes no mixed targets ({reason}); CrossEntropyLoss does"
+        name = type(loss.loss if isinstance(loss, Converting) else loss).__name__
+        message = f"{name} takes no mixed targets ({reason}); CrossEntropyLoss does"
         return [Fault(f"/training/{key}", message) for key in ("mixup", "cutmix") if getattr(spec, key) is not None]
     return []
 

@@ -127,9 +127,9 @@ def build_loss(spec: LossSpec, task: Task = "multiclass") -> nn.Module:
     ]
     if given.get("reduction", mean) != mean:
         faults.append(Fault("/loss/reduction", f"an iteration's loss is the mean over its batch; only '{mean}' is served"))
-    if faults:
-        raise SpecError(*faults)
     tensors = tensor_keywords(target)
+    if faults := faults or [fault for key in given if key in tensors for fault in _unweighable(key, given[key])]:
+        raise SpecError(*faults)
     keywords = {key: _tensor(value) if key in tensors else value for key, value in given.items()}
     if name in _MEAN:
         keywords["reduction"] = mean
@@ -197,6 +197,16 @@ def _balanced(spec: LossSpec, dataset: Dataset) -> tuple[LossSpec, list[str]]:
     make = class_weights if key == "weight" else positive_weights
     numbers, notes = make(dataset.train.labels, dataset.classes)
     return LossSpec.model_validate({**spec.model_dump(), key: numbers}), notes
+
+
+def _unweighable(key: str, given: Any) -> Iterator[Fault]:
+    """What of weights, if it is a list of them, turns a loss upside down, or leaves nothing of it."""
+    numbers = given if isinstance(given, list) else []
+    for index, one in enumerate(numbers):
+        if not 0 <= one <= torch.finfo(torch.float32).max:
+            yield Fault(f"/loss/{key}/{index}", f"a class weighs 0 or more, as far as a float32 goes, got {one}")
+    if key == "weight" and numbers and not any(numbers):
+        yield Fault("/loss/weight", "all weigh 0: nothing would be learnt")
 
 
 def _weighing(spec: LossSpec) -> str:
