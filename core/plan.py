@@ -142,6 +142,11 @@ def prepare(spec: JobSpec, places: Places, device: torch.device, ranks: Ranks | 
     Raises SpecError where the spec cannot work, DataError and TransferError where a file is damaged.
     """
     dataset = open_dataset(spec.dataset, places, spec.training.seed)
+    faults = _Faults()  # for whoever trains without a plan
+    faults.collect(lambda: _check_loss(spec, dataset))
+    faults.add(_check_metrics(spec, dataset))
+    if faults.found:
+        raise SpecError(*faults.found)
     spec, preprocessing = resolve(spec, places, dataset)
     _seed(spec.training.seed)
     model, transfer = get_model(spec, len(dataset.classes), places, dataset.classes, task=dataset.task)

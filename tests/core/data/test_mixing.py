@@ -22,7 +22,7 @@ from core.errors import SpecError
 from core.events import CheckpointData, Iteration
 from core.loss.means import counted
 from core.places import Places
-from core.plan import plan
+from core.plan import plan, prepare
 from core.spec import JobSpec, TrainingSpec
 from core.training.loop import fit
 
@@ -151,14 +151,18 @@ def test_a_rectangle_has_its_area_unless_the_edge_cuts_it() -> None:
         ({"name": "NLLLoss"}, {"mixup": 0.2}, ["/training/mixup"]),
         ({"name": "MultiMarginLoss"}, {"mixup": 0.2, "cutmix": 1}, ["/training/mixup", "/training/cutmix"]),
         ({"name": "CrossEntropyLoss", "ignore_index": 3}, {"cutmix": 1}, ["/training/cutmix"]),
+        ({"name": "MultiLabelMarginLoss"}, {"cutmix": 1}, ["/training/cutmix"]),  # it is given lists
     ],
 )
 def test_a_loss_that_takes_classes_alone_is_refused(
     tiny_spec: Spec, places: Places, loss: Any, training: Any, pointers: list[str]
 ) -> None:
-    with pytest.raises(SpecError, match="takes no mixed targets") as refusal:
-        plan(tiny_spec(loss=loss, training=training), places)
+    spec = tiny_spec(loss=loss, training=training)
+    with pytest.raises(SpecError, match=f": {loss['name']} takes no mixed targets") as refusal:
+        plan(spec, places)
     assert [fault.pointer for fault in refusal.value.faults] == pointers
+    with pytest.raises(SpecError, match="takes no mixed targets"):
+        prepare(spec, places, torch.device("cpu"))
 
 
 def test_numbers_are_blended_but_not_cut(tiny_spec: Spec, places: Places) -> None:

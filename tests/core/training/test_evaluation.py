@@ -6,6 +6,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from sklearn import metrics
 from torch import Tensor, nn
 
 from core.events import EpochData, EvaluationData, Iteration, RewoundData, RuleData, number
-from core.plan import plan
+from core.plan import plan, prepare
 from core.spec import EarlyStoppingSpec
 from core.training import evaluation, loop
 from core.training.evaluation import Evaluation, evaluate, per_sample
@@ -276,8 +277,9 @@ def test_a_figure_that_is_not_measured_is_refused_with_those_that_are(tiny_spec,
         "training": {"early_stopping": {"metric": "accuracy"}},
         "schedule": {"name": "ReduceLROnPlateau", "metric": "mae"},
     }
-    with pytest.raises(ValueError, match="it has loss, top1, top5") as refusal:
-        plan(tiny_spec(**wrong), places)
-    assert {fault.pointer for fault in refusal.value.faults} == {
-        "/checkpoint/metric", "/training/early_stopping/metric", "/schedule/metric",
-    }  # fmt: skip
+    for ask in (plan, partial(prepare, device=torch.device("cpu"))):  # a notebook trains without a plan
+        with pytest.raises(ValueError, match="it has loss, top1, top5") as refusal:
+            ask(tiny_spec(**wrong), places)
+        assert {fault.pointer for fault in refusal.value.faults} == {
+            "/checkpoint/metric", "/training/early_stopping/metric", "/schedule/metric",
+        }  # fmt: skip
