@@ -56,6 +56,17 @@ def test_a_step_may_be_several_batches_and_the_last_of_an_epoch_fewer() -> None:
     assert windows[1][-1][1] == (20, 23)
 
 
+def test_the_samples_of_an_accumulated_step_are_those_of_its_batches(tiny_spec, places) -> None:
+    plain, gathered = (tiny_spec(training={"epochs": 2, "accumulate": size}) for size in (1, 3))
+    dataset = open_dataset(plain.dataset, places, 0)
+    for step, epoch, batches in [(0, 0, [0, 1, 2]), (8, 0, [24, 25]), (10, 1, [3, 4, 5])]:
+        found = samples_of(gathered, dataset, step)
+        assert (found.epoch, found.batches) == (epoch, batches)
+        assert found.samples == [one for batch in batches for one in samples_of(plain, dataset, 26 * epoch + batch).samples]
+    with pytest.raises(SpecError, match="no step 18; its steps are 0 to 17"):
+        samples_of(gathered, dataset, 18)
+
+
 def test_another_dataset_tells_no_samples(tiny_spec, places) -> None:
     payload = {"spec": tiny_spec().model_dump(mode="json"), "places": places.model_dump(mode="json"), "step": 3}
     derived = samples_request({**payload, "fingerprint": None})

@@ -135,6 +135,18 @@ def test_shares_of_any_alpha_are_numbers_with_the_variance_of_beta(alpha: float)
     assert float(found.var()) == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.03)
 
 
+@pytest.mark.parametrize("how", [Mixing(0.5, None, 13, 5), Mixing(None, 1.0, 13, 5), Mixing(0.5, 1.0, 13, 5)])
+def test_a_sample_is_mixed_anew_in_each_epoch(how: Mixing) -> None:
+    batch = torch.rand(13, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(13)
+    mirrored = batch[0].flip(0), batch[1].flip(0)
+    (one, shares), (again, same), (other, others) = (how(batch, mirrored, epoch, torch.arange(13)) for epoch in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert torch.equal(shares, same)
+    changed = (shares != others).any(dim=1)
+    assert int(changed.sum()) > 9
+    assert ((one != other).flatten(1).any(dim=1) | ~changed).all()
+
+
 def test_a_rectangle_has_its_area_unless_the_edge_cuts_it() -> None:
     middle = torch.tensor([[0.5, 0.5], [0.0, 0.0], [0.99, 0.5]], dtype=torch.float64)
     outside = rectangle(torch.full((3,), 0.75, dtype=torch.float64), middle, 16, 32)

@@ -212,6 +212,13 @@ def test_balanced_weights_become_numbers_in_the_resolved_spec_and_in_the_loss() 
     assert note == "loss.pos_weight is balanced: from 1 for 'a' to 1 for 'a'"
 
 
+@pytest.mark.parametrize("keywords", [{"weight": "balanced"}, {"name": "BCEWithLogitsLoss", "pos_weight": "balanced"}])
+def test_what_is_balanced_is_the_training_split(keywords: dict[str, Any]) -> None:
+    spec, data = LossSpec(**keywords), dataset(torch.tensor([0, 0, 0, 1, 2]))
+    other = replace(data, validation=dataset(torch.tensor([0, 1, 1, 1, 2, 2])).train)
+    assert resolve_loss(spec, other) == resolve_loss(spec, data) != resolve_loss(spec, replace(data, train=other.validation))
+
+
 def test_of_many_classes_balanced_stays_a_word_in_the_spec() -> None:
     labels = torch.arange(101)
     data = replace(dataset(labels), classes=tuple(map(str, range(101))))

@@ -12,9 +12,11 @@ from core.errors import CompileError
 from core.events import Iteration
 from core.models import layout
 from core.optimizer.groups import build_optimizer
+from core.plan import prepare
 from core.spec import OptimizerSpec, TrainingSpec
 from core.training.averaging import Average
 from core.training.checkpoints import load
+from core.training.evaluation import evaluate
 from core.training.loop import fit, train_fn
 from core.training.precision import Precision, choose
 from core.training.ranks import Ranks, Window
@@ -101,6 +103,18 @@ def test_clipping_scales_the_gradients_of_all_parameters_together():
         torch.testing.assert_close(after, before[name] - one.grad * 0.01 / (norm + 1e-6))
 
 
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "fp16"])
+def test_what_is_clipped_is_the_gradients_without_the_scale_of_their_loss(kind):
+    model = nn.Linear(2, 2)
+    optimizer, _ = build_optimizer(model, OptimizerSpec(name="SGD", lr=1.0), CPU)
+    before = [one.detach().clone() for one in model.parameters()]
+    precision = Precision(kind)
+    precision.backward(model(torch.ones(1, 2)).sum())  # six gradients of 1
+    precision.step(optimizer, clip=1.0)
+    for one, after in zip(before, model.parameters(), strict=True):
+        torch.testing.assert_close(one - after, torch.full_like(one, 6**-0.5))
+
+
 def test_the_average_is_its_closed_form():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).double()
     average = Average(model, 0.9)
@@ -136,6 +150,18 @@ def test_what_is_kept_is_the_average_and_what_trains_beside_it(tiny_spec, places
     assert content["values"]["recipe"]["averaged"] == step
     assert not torch.equal(weights["0.weight"], state["trained/0.weight"])
     assert torch.equal(weights["1.running_mean"], state["trained/1.running_mean"])
+
+
+def test_what_is_validated_is_what_is_kept(tiny_spec, places, tmp_path):
+    spec = tiny_spec(training={"ema": 0.9})
+    *_, (_, epoch), _, (_, last) = fit(spec, places, tmp_path)
+    job = prepare(spec, places, CPU)
+    weights, state, _ = load(tmp_path / last.path)
+    losses = []
+    for kept in (weights, {name.removeprefix("trained/"): one for name, one in state.items() if name.startswith("trained/")}):
+        job.model.load_state_dict(kept)
+        losses.append(evaluate(job.model, job.validation, job.loss).figures["loss"])
+    assert losses[0] == epoch.validation["loss"] != losses[1]
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
