@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from core.adjustments import Adjustments
-from core.events import AdjustedData, EpochData, Iteration, LogData
+from core.errors import NonFiniteLossError
+from core.events import AdjustedData, EpochData, Iteration, LogData, RewoundData
 from core.models import features
 from core.models.build import build_model
 from core.models.cut import Cut, cut, is_sound
@@ -73,6 +74,25 @@ def test_the_losses_and_figures_are_those_of_the_plain_run(frozen, places, tmp_p
             assert one.validation == pytest.approx(other.validation, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("training", "rel"),
+    [({"accumulate": 3, "ema": 0.9, "clip_grad_norm": 0.5}, 1e-4), ({"precision": "bf16", "ema": 0.9}, 1e-2)],
+    ids=["accumulated, averaged, clipped", "bf16"],
+)
+def test_so_they_are_with_the_techniques_of_a_step(frozen, places, tmp_path, monkeypatch, training, rel):
+    spec = frozen(training={"epochs": 2, **training})
+    fast, told = story(spec, places, tmp_path / "fast")
+    without_features(monkeypatch)
+    plain, told_plainly = story(spec, places, tmp_path / "plain")
+    assert "frozen part run once" in told[1].runs
+    assert "frozen part run once" not in told_plainly[1].runs
+    assert fast == pytest.approx(plain, rel=rel)
+    figures, expected = (
+        [event.validation["loss"] for event in events if isinstance(event, EpochData)] for events in (told, told_plainly)
+    )
+    assert figures == pytest.approx(expected, rel=rel)
+
+
 def test_the_plan_says_so_with_its_bytes(frozen, places):
     said = plan(frozen(), places)
     assert said.features is not None
@@ -117,6 +137,25 @@ def test_what_thaws_later_is_run_whole_from_then_on(frozen, places, tmp_path, mo
     assert fast == pytest.approx(plain, rel=1e-2)
     assert [event.message for event in told if isinstance(event, LogData)] == [ENDED]
     assert fast[-1] != pytest.approx(fast[30], rel=0.05)
+
+
+def test_back_from_behind_a_thaw_it_is_run_once_again_as_by_a_job_that_goes_on(frozen, places, tmp_path, runs_of_the_stem):
+    """It thaws at step 34, the lr explodes at 35, and the job goes back to 30. Only what is run whole has batches of 100."""
+    groups = [{**group, "freeze": {"until_epoch": 2}} for group in HEAD_ALONE["groups"]]
+    spec = frozen(
+        loader={"batch_size": 100},
+        optimizer={"name": "SGD", "lr": 0.01, "groups": groups},
+        schedule={"name": "MultiStepLR", "per": "step", "milestones": [35], "gamma": 1e30},
+        checkpoint={"every": {"steps": 15}, "keep_last": 2, "keep_best": 0},
+        training={"epochs": 3, "divergence": {"non_finite": "rollback", "lr_factor": 1, "times": 1}},
+    )
+    told: list[Any] = []
+    with pytest.raises(NonFiniteLossError):
+        told.extend(fit(spec, places, tmp_path))
+    assert [event[1].to_step for event in told if isinstance(event[1], RewoundData)] == [30]
+    steps = [event.step for event in told if isinstance(event, Iteration)]
+    assert steps == [*range(37), *range(30, 37)]
+    assert runs_of_the_stem.count(100) == 2 * len([34, 35, 36])
 
 
 def test_a_group_that_is_thawed_by_hand_trains_from_that_very_step(frozen, places, tmp_path, monkeypatch, runs_of_the_stem):
