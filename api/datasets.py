@@ -122,7 +122,7 @@ def _keep(service: Service, upload: Upload, report: dict[str, Any], name: str | 
 def _view(dataset: Dataset) -> dict[str, Any]:
     """A row as `schemas.Dataset`."""
     about = {"id": dataset.id, "name": dataset.name, "source": datasets.source(dataset.id)}
-    return {**about, **dataset.report, "created_at": iso(dataset.created_at)}
+    return {**about, "task": None, **dataset.report, "created_at": iso(dataset.created_at)}
 
 
 async def _check(service: Service, upload: Upload) -> dict[str, Any]:

@@ -5,30 +5,32 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import shutil
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import torch
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from core.data.archives import Bounds, Member, members, refused
-from core.data.datasets import VALIDATION_FOLDERS, open_dataset
-from core.data.images import FORMATS
+from core.data.datasets import check, open_root
+from core.data.images import FORMATS, Images, Opened
+from core.data.layout import TABLE, Layout, dataset_root, is_image, is_litter, layout_of
+from core.data.readings import listed
 from core.errors import DiskFullError, SpecError, is_no_room
-from core.places import Places
-from core.spec import DatasetSpec
+from core.spec import DatasetSpec, Task
 
 LISTED = 1000
 """Of a long list, so many are told; the counts are of all."""
 _NAMED = 20  # names of one file under many
 _BATCH = 4096
-_LITTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}
-_TABLE = "labels.csv"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -42,7 +44,7 @@ class Corrupt:
 
 @dataclass(frozen=True)
 class ClassCount:
-    """How many images a class has in each split; `validation` is 0 where the dataset has no split of its own."""
+    """How many images a class, a label or a number has in each split; `validation` is 0 where there is no split of its own."""
 
     name: str
     train: int
@@ -63,9 +65,9 @@ class Duplicates:
     """Files that are there more than once. Those in several classes and in both splits are in two of the lists."""
 
     repeated: list[Same] = field(default_factory=list)
-    """In one class of one split."""
+    """In one class of one split, or with the same targets."""
     conflicting: list[Same] = field(default_factory=list)
-    """In several classes: one of their labels at least is wrong."""
+    """In several classes, or with targets that differ: one of them at least is wrong."""
     leaking: list[Same] = field(default_factory=list)
     """In both splits: the validation is better than the model."""
 
@@ -78,6 +80,8 @@ class Report:
     """Over the sorted names and the SHA-256 of each file: the same pictures packed otherwise are the same dataset."""
     images: int
     bytes: int
+    task: Task | None
+    """What the targets are; None where a CSV leaves it open."""
     classes: list[ClassCount]
     corrupt: list[Corrupt]
     empty_classes: list[str]
@@ -95,7 +99,7 @@ class _File:
 
     @property
     def is_image(self) -> bool:
-        return self.path.name.lower().endswith(IMG_EXTENSIONS)
+        return is_image(self.path.name)
 
 
 @dataclass
@@ -116,8 +120,9 @@ def unpack_request(payload: dict[str, Any]) -> dict[str, Any]:
     folder = Path(payload["folder"])
     try:
         found = _unpack(members(Path(payload["archive"]), Bounds(**payload["bounds"])), folder)
-        _strip(found, folder)
-        report = _examine(found, folder)
+        with _of_the_whole(folder):
+            _strip(found, folder)
+            report = _examine(found, folder)
         _make_durable(folder)
     except OSError as error:
         if is_no_room(error):
@@ -133,12 +138,12 @@ def _unpack(packed: Iterable[Member], folder: Path) -> _Contents:
     found = _Contents()
     folder.mkdir()
     for member in packed:
-        if any(part in _LITTER or part.startswith(".") for part in member.path.parts):
+        if any(map(is_litter, member.path.parts)):
             continue
         found.folders.update(member.path.parents)
         if member.folder:
             found.folders.add(member.path)
-        elif member.path.name.lower().endswith((*IMG_EXTENSIONS, ".csv")):
+        elif is_image(member.path.name) or member.path.suffix.lower() == ".csv":
             found.files.append(_write(member, folder))
         else:
             found.left_out.append(member.path)
@@ -161,71 +166,62 @@ def _write(member: Member, folder: Path) -> _File:
 
 
 def _strip(found: _Contents, folder: Path) -> None:
-    """Take away the one folder that all lies in, unless it is a class by itself."""
-    tops = {file.path.parts[0] for file in found.files}
-    deep = any(file.is_image and len(file.path.parts) > 2 for file in found.files)
-    if len(tops) != 1 or not (deep or any(file.path.parts[1:] == (_TABLE,) for file in found.files)):
+    """Take away the folders that all lies in."""
+    inner = dataset_root(folder)
+    if inner == folder:
         return
-    (top,) = tops
+    top = PurePosixPath(inner.relative_to(folder))
+    inside = [file for file in found.files if file.path.is_relative_to(top)]
+    found.left_out += [file.path for file in found.files if not file.path.is_relative_to(top)]
     outer = folder.with_name(f"{folder.name}.outer")
     folder.rename(outer)
     (outer / top).rename(folder)
-    _prune(outer)
-    below = [path for path in found.folders if path.parts[:1] == (top,) and len(path.parts) > 1]
-    found.folders = {path.relative_to(top) for path in below}
-    found.files = [_File(file.path.relative_to(top), file.size, file.sha256) for file in found.files]
+    shutil.rmtree(outer)
+    found.folders = {path.relative_to(top) for path in found.folders if path.is_relative_to(top)}
+    found.files = [_File(file.path.relative_to(top), file.size, file.sha256) for file in inside]
 
 
 def _examine(found: _Contents, folder: Path) -> Report:
     """Keep what a job would read, decode each image, and put together what there is to say. Raises SpecError."""
-    table = any(file.path == PurePosixPath(_TABLE) for file in found.files)
-    splits = [""] if table else _splits([file.path for file in found.files if file.is_image])
-    images = _keep(found, folder, splits, table=table)
+    layout = layout_of(folder)
+    images = _keep(found, folder, layout)
     if not images:
         raise refused(f"there is no image in a class folder in it{_seen(found)}; {_WANTED}")
-    labels = {image.path: _label(image.path, splits, table=table) for image in images}
     corrupt = _decode(images, folder)
-    if not table:
-        _check_classes(labels, corrupt)
-    _check_opens(folder)
-    duplicates, same = _duplicates(images, labels)
-    train = sum(split == splits[0] for split, _ in labels.values())
-    classes = [] if table else _count(labels, splits)
+    opened, task, notes = _opened(folder, layout)
+    targets = _targets(opened)
+    _check_readable(opened, task, targets, corrupt)
+    duplicates, same = _duplicates(images, targets)
+    classes = _count(opened) if task else []
+    bases = [base.relative_to(folder) for base in (layout.train, layout.held) if base is not None]
     report = Report(
         sha256=_identity(found.files),
         images=len(images),
         bytes=sum(file.size for file in found.files),
+        task=task,
         classes=classes,
         corrupt=corrupt[:LISTED],
-        empty_classes=[] if table else _empty(found.folders, labels, splits),
+        empty_classes=[] if layout.table else _empty(found.folders, [PurePosixPath(base) for base in bases], layout.classes),
         duplicates=duplicates,
         counts={
-            "classes": len(classes),
-            "train": train, "validation": len(images) - train, "corrupt": len(corrupt), **same, "left_out": len(found.left_out),
+            "classes": len(classes), "train": len(opened.train), "validation": len(opened.validation or ()),
+            "corrupt": len(corrupt), **same, "left_out": len(found.left_out),
         },
-        warnings=[],
+        warnings=notes,
     )  # fmt: skip
-    report.warnings += _warn(report, found, own_split=len(splits) > 1)
+    report.warnings += _warn(report, found, own_split=opened.validation is not None)
     return report
 
 
-def _splits(images: list[PurePosixPath]) -> list[str]:
-    """The folders that classes lie in: `train` and the one that validates, or (`""`) the root itself."""
-    if not any(path.parts[0] == "train" and len(path.parts) > 1 for path in images):
-        return [""]
-    tops = {path.parts[0] for path in images if len(path.parts) > 2}
-    return ["train", *[name for name in VALIDATION_FOLDERS if name in tops][:1]]
-
-
-def _keep(found: _Contents, folder: Path, splits: list[str], *, table: bool) -> list[_File]:
+def _keep(found: _Contents, folder: Path, layout: Layout) -> list[_File]:
     """Delete what no job would read; the images that stay."""
+    bases = [base.relative_to(folder).parts for base in (layout.train, layout.held) if base is not None]
     kept: list[_File] = []
     gone: list[_File] = []
     for file in found.files:
         parts = file.path.parts
-        deep = 2 if splits == [""] else 3
-        in_class = len(parts) >= deep and (splits == [""] or parts[0] in splits)
-        stays = (in_class or table) if file.is_image else len(parts) == 1
+        in_class = any(parts[: len(base)] == base and len(parts) > len(base) + 1 for base in bases)
+        stays = (in_class or layout.table is not None) if file.is_image else len(parts) == 1
         (kept if stays else gone).append(file)
     for file in gone:
         (folder / file.path).unlink()
@@ -233,13 +229,6 @@ def _keep(found: _Contents, folder: Path, splits: list[str], *, table: bool) -> 
     found.files = kept
     found.left_out += [file.path for file in gone]
     return [file for file in kept if file.is_image]
-
-
-def _label(path: PurePosixPath, splits: list[str], *, table: bool) -> tuple[str, str]:
-    """(split, class) of an image."""
-    if table:
-        return "", ""
-    return ("", path.parts[0]) if splits == [""] else (path.parts[0], path.parts[1])
 
 
 def _decode(images: list[_File], folder: Path) -> list[Corrupt]:
@@ -266,66 +255,116 @@ def _decode(images: list[_File], folder: Path) -> list[Corrupt]:
         return sorted(found)
 
 
-def _check_classes(labels: dict[PurePosixPath, tuple[str, str]], corrupt: list[Corrupt]) -> None:
-    """Raises SpecError where there are not two classes with an image each that can be read."""
-    names = sorted({name for _, name in labels.values()})
-    if len(names) < 2:
-        raise refused(f"it has one class, '{names[0]}', of {_number(len(labels), 'image')}; {_WANTED}, two of them at least")
-    bad = {one.name for one in corrupt}
-    whole = sorted({name for path, (_, name) in labels.items() if str(path) not in bad})
-    if len(whole) < 2:
-        first = "; ".join(f"{one.name}: {one.reason}" for one in corrupt[:3])
-        raise refused(
-            f"of its {len(labels)} images in {len(names)} classes {len(bad)} cannot be read, which leaves "
-            f"{_number(len(whole), 'class', 'classes')} to train on ({first}); mend them"
-        )
+def _opened(folder: Path, layout: Layout) -> tuple[Opened, Task | None, list[str]]:
+    """The dataset, opened by the very functions that a job opens it with; its task, where it says one; what to know of it.
 
-
-def _check_opens(folder: Path) -> None:
-    """Raises SpecError where a job could not open it: by the very function that a job opens it with.
-
-    What a table leaves open (are these whole numbers classes?) is for the job's `dataset.task` to say.
+    What a table leaves open (are these whole numbers classes?) is for the job's `dataset.task` to say. It is then read as
+    whatever it can be: which rows differ, and which validate, is the same in each reading. Raises SpecError where no job could.
     """
-    try:
-        open_dataset(DatasetSpec(source=f"folder:{folder.name}"), Places(inputs=folder.parent), seed=0)
-    except SpecError as error:
-        if all(fault.pointer == "/dataset/task" for fault in error.faults):
-            return
-        raise refused("; ".join(fault.message.replace(f"'{folder.name}': ", "") for fault in error.faults)) from None
-
-
-def _duplicates(images: list[_File], labels: dict[PurePosixPath, tuple[str, str]]) -> tuple[Duplicates, dict[str, int]]:
-    by_hash: defaultdict[bytes, list[PurePosixPath]] = defaultdict(list)
-    for image in images:
-        by_hash[image.sha256].append(image.path)
-    found, counts = Duplicates(), Counter(repeated=0, conflicting=0, leaking=0)
-    for sha256, paths in by_hash.items():
-        if len(paths) == 1:
+    asked, tasks = "", list[Task | None]([None, "multiclass", "regression"])
+    for task in tasks:
+        try:
+            opened = open_root(folder, DatasetSpec(source="folder:.", labels=layout.table, task=task))
+            if layout.table is None and len(opened.classes) < 2:
+                count = _number(len(opened.train) + len(opened.validation or ()), "image")
+                raise refused(f"it has one class, '{opened.classes[0]}', of {count}; {_WANTED}, two of them at least")
+            notes = check(opened)
+        except SpecError as error:
+            if task is None and all(fault.pointer == "/dataset/task" for fault in error.faults):
+                asked = error.faults[0].message
+            elif not asked or task is tasks[-1]:
+                raise
             continue
-        splits, names = ({labels[path][part] for path in paths} for part in (0, 1))
-        same = Same(sha256.hex(), len(paths), [str(path) for path in sorted(paths)[:_NAMED]])
-        kinds = [*(["conflicting"] if len(names) > 1 else []), *(["leaking"] if len(splits) > 1 else [])]
+        if asked:
+            return opened, None, [*opened.notes, f"a job must set `dataset.task`: {asked}"]
+        return opened, opened.task, [*opened.notes, *notes]
+    raise AssertionError("the last of the tasks returns or raises")
+
+
+@contextmanager
+def _of_the_whole(folder: Path) -> Iterator[None]:
+    """Faults of a dataset as those of the archive: whoever sends one has no spec to mend, and did not name the folder."""
+    try:
+        yield
+    except SpecError as error:
+        said = "; ".join(fault.message for fault in error.faults)
+        raise refused(said.replace(f"'{folder.name}': ", "").replace(f"'{folder.name}'", "it")) from None
+
+
+def _targets(opened: Opened) -> dict[str, tuple[str, int | bytes]]:
+    """Of each image, by its name: its split, and a number or bytes that are the same where its targets are."""
+    found: dict[str, tuple[str, int | bytes]] = {}
+    for split, images in (("train", opened.train), ("validation", opened.validation)):
+        if images is not None:
+            labels = images.labels
+            told = labels.tolist() if labels.ndim == 1 else [row.tobytes() for row in labels.numpy()]
+            found.update({images.name(index): (split, target) for index, target in enumerate(told)})
+    return found
+
+
+def _check_readable(
+    opened: Opened, task: Task | None, targets: dict[str, tuple[str, int | bytes]], corrupt: list[Corrupt]
+) -> None:
+    """Raises SpecError where the images that can be read are too few: two classes, two images, one in each split."""
+    if not corrupt:
+        return
+    bad = {one.name for one in corrupt}
+    whole = [target for name, target in targets.items() if name not in bad]
+    lost = f"of its {len(targets)} images{{}} {len(targets) - len(whole)} cannot be read, which leaves "
+    first = f"({'; '.join(f'{one.name}: {one.reason}' for one in corrupt[:3])}); mend them"
+    classes = {target for _, target in whole}
+    if task == "multiclass" and len(classes) < 2:
+        left = _number(len(classes), "class", "classes")
+        raise refused(f"{lost.format(f' in {len(opened.classes)} classes')}{left} to train on {first}")
+    splits = Counter(split for split, _ in whole)
+    if opened.validation is None and splits["train"] < 2:
+        raise refused(f"{lost.format('')}{_number(splits['train'], 'image')} to train and to validate on {first}")
+    if not splits["train"] or (opened.validation is not None and not splits["validation"]):
+        raise refused(f"{lost.format('')}none to {'validate' if splits['train'] else 'train'} on {first}")
+
+
+def _duplicates(images: list[_File], targets: dict[str, tuple[str, int | bytes]]) -> tuple[Duplicates, dict[str, int]]:
+    by_hash: defaultdict[bytes, list[str]] = defaultdict(list)
+    for image in images:
+        if (name := str(image.path)) in targets:
+            by_hash[image.sha256].append(name)
+    found, counts = Duplicates(), Counter(repeated=0, conflicting=0, leaking=0)
+    for sha256, names in by_hash.items():
+        if len(names) == 1:
+            continue
+        splits, labels = ({targets[name][part] for name in names} for part in (0, 1))
+        same = Same(sha256.hex(), len(names), sorted(names)[:_NAMED])
+        kinds = [*(["conflicting"] if len(labels) > 1 else []), *(["leaking"] if len(splits) > 1 else [])]
         for kind in kinds or ["repeated"]:
             counts[kind] += 1
-            if len(listed := getattr(found, kind)) < LISTED:
-                listed.append(same)
+            if len(listing := getattr(found, kind)) < LISTED:
+                listing.append(same)
     return found, dict(counts)
 
 
-def _count(labels: dict[PurePosixPath, tuple[str, str]], splits: list[str]) -> list[ClassCount]:
-    counts = Counter(labels.values())
-    held = splits[1] if len(splits) > 1 else None
-    return [
-        ClassCount(name, counts[splits[0], name], 0 if held is None else counts[held, name])
-        for name in sorted({name for _, name in labels.values()})
-    ]
+def _count(opened: Opened) -> list[ClassCount]:
+    """How many images each class or label has; a number to be learnt, all have."""
+
+    def of(images: Images | None) -> list[int]:
+        if images is None:
+            return [0] * len(opened.classes)
+        if opened.task == "regression":
+            return [len(images)] * len(opened.classes)
+        counts: list[int] = (
+            torch.bincount(images.labels, minlength=len(opened.classes))
+            if images.labels.ndim == 1
+            else images.labels.sum(0).int()
+        ).tolist()
+        return counts
+
+    rows = zip(opened.classes, of(opened.train), of(opened.validation), strict=True)
+    return [ClassCount(name, train, validation) for name, train, validation in rows]
 
 
-def _empty(folders: set[PurePosixPath], labels: dict[PurePosixPath, tuple[str, str]], splits: list[str]) -> list[str]:
+def _empty(folders: set[PurePosixPath], bases: list[PurePosixPath], classes: tuple[str, ...]) -> list[str]:
     """Folders where classes are, without an image."""
-    there = {PurePosixPath(split, name) for split, name in labels.values()}
-    roots = {PurePosixPath(split) for split in splits}
-    return sorted(str(path) for path in folders - there if path.parent in roots and path not in roots)[:LISTED]
+    there = {base / name for base in bases for name in classes}
+    return sorted(str(path) for path in folders - there if path.parent in bases and path not in bases)[:LISTED]
 
 
 def _warn(report: Report, found: _Contents, *, own_split: bool) -> Iterator[str]:
@@ -337,16 +376,18 @@ def _warn(report: Report, found: _Contents, *, own_split: bool) -> Iterator[str]
             "leaves it out with `dataset.corrupt: skip`; mend them and send the archive again"
         )
     if report.empty_classes:
-        yield f"no image is in {_some(report.empty_classes)}: the classes are those that have images"
+        yield f"no image is in {listed(report.empty_classes)}: the classes are those that have images"
     if number := counts["conflicting"]:
-        yield f"{_number(number, 'picture')} in several classes (`duplicates.conflicting`): a label of each is wrong"
+        where = "in several classes" if report.task == "multiclass" else "with targets that differ"
+        yield f"{_number(number, 'picture')} {where} (`duplicates.conflicting`): one of them is wrong"
     if number := counts["leaking"]:
         yield f"{_number(number, 'picture')} in both splits (`duplicates.leaking`): the validation will look better than it is"
     if number := counts["repeated"]:
         more = "" if own_split else "; of such twins one may be held out for validation while the other trains"
-        yield f"{_number(number, 'picture')} more than once in a class (`duplicates.repeated`){more}"
+        where = "in a class" if report.task == "multiclass" else "with the same targets"
+        yield f"{_number(number, 'picture')} more than once {where} (`duplicates.repeated`){more}"
     if found.left_out:
-        some = _some([str(path) for path in sorted(found.left_out)])
+        some = listed([str(path) for path in sorted(found.left_out)])
         yield f"{_number(counts['left_out'], 'file')} in no class folder, or of another kind, left out: {some}"
 
 
@@ -374,17 +415,16 @@ def _make_durable(folder: Path) -> None:
         os.close(descriptor)
 
 
-_WANTED = f"a dataset has a folder for each class, with images in it ({', '.join(IMG_EXTENSIONS)}), below train/ and val/ or not"
+_WANTED = (
+    f"a dataset has a folder for each class, with images in it ({', '.join(IMG_EXTENSIONS)}), below train/ and val/ or not; or "
+    f"images, and {TABLE} that says what they are"
+)
 
 
 def _seen(found: _Contents) -> str:
     if not found.left_out:
         return ", and nothing else" if not found.folders - {PurePosixPath()} else ", only empty folders"
-    return f", but {_number(len(found.left_out), 'file')}: {_some([str(path) for path in sorted(found.left_out)])}"
-
-
-def _some(names: list[str], shown: int = 5) -> str:
-    return ", ".join(f"'{name}'" for name in names[:shown]) + (" …" if len(names) > shown else "")
+    return f", but {_number(len(found.left_out), 'file')}: {listed([str(path) for path in sorted(found.left_out)])}"
 
 
 def _number(count: int, one: str, many: str | None = None) -> str:
