@@ -346,7 +346,7 @@ class ClassCount(BaseModel):
 
 
 class CorruptImage(BaseModel):
-    """An image that cannot be read. It was kept: a job fails with its name, or leaves it out (`dataset.corrupt`)."""
+    """An image that cannot be read. It was kept: a job on it is refused, or leaves it out (`dataset.corrupt`)."""
 
     name: str
     reason: str

@@ -143,7 +143,9 @@ def _only_folder(folder: Path) -> _Look | None:
 
 def _with_images(folder: Path) -> Iterator[str]:
     """The names of the folders in it that have an image, at any depth."""
-    return (name for name in _look(folder).folders if _has_image(folder / name))
+    with os.scandir(folder) as entries:
+        folders = sorted(entry.name for entry in entries if _is_folder(entry) and not is_litter(entry.name))
+    return (name for name in folders if _has_image(folder / name))
 
 
 def _has_classes(folder: Path) -> bool:

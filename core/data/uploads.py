@@ -372,8 +372,8 @@ def _warn(report: Report, found: _Contents, *, own_split: bool) -> Iterator[str]
     counts = report.counts
     if number := counts["corrupt"]:
         yield (
-            f"{_number(number, 'image')} cannot be read (`corrupt`): a job that comes upon one fails with its name, or "
-            "leaves it out with `dataset.corrupt: skip`; mend them and send the archive again"
+            f"{_number(number, 'image')} cannot be read (`corrupt`): mend them and send the archive again, or let a job leave "
+            "them out with `dataset.corrupt: skip`"
         )
     if report.empty_classes:
         yield f"no image is in {listed(report.empty_classes)}: the classes are those that have images"

@@ -116,7 +116,7 @@ READ: dict[str, tuple[list[str], dict[str, Any], str, str, list[Any]]] = {
         [[1, 1], [0, 0], [0, 1], [1, 0]],
     ),
     "line ends of old Macs": (
-        ["file,labels\ra.png,red;round\rb.png,\rc.png,round\rd.png,red\r"], {}, "multilabel", "red round",
+        ["file,labels\ra.png,red;round;red;red\rb.png,;;;\rc.png,round\rd.png,red\r"], {}, "multilabel", "red round",
         [[1, 1], [0, 0], [0, 1], [1, 0]],
     ),
     "tabs": (["file\tlabel", "a.png\tdog", "b.png\tcat", "c.png\tdog", "d.png\tcat"], {}, "multiclass", "cat dog", [1, 0, 1, 0]),
