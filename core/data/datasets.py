@@ -256,4 +256,4 @@ def _unreadable(spec: DatasetSpec, places: Places, *splits: Images) -> Iterator[
     known = f"when {spec.source} was uploaded, {listed(found)} could not be read"
     if spec.corrupt == "fail":
         raise SpecError.at("/dataset/corrupt", f"{known}; set skip to leave such images out, or mend them and upload it again")
-    yield f"{known}: left out of every batch"
+    yield f"{known}; what cannot be read is left out of every batch"

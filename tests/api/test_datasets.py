@@ -199,7 +199,7 @@ def test_a_job_that_a_corrupt_image_would_end_is_refused_when_it_is_planned(clie
     assert fault["pointer"] == "/dataset/corrupt"
     assert "'dogs/bad.png' could not be read; set skip" in fault["message"]
     planned = client.post("/plans", json={**spec, "dataset": {**dataset, "corrupt": "skip"}}).json()
-    assert any("'dogs/bad.png' could not be read: left out" in warning for warning in planned["warnings"])
+    assert any("'dogs/bad.png' could not be read; what cannot be read is left out" in warning for warning in planned["warnings"])
 
 
 def report(sha256: str) -> dict[str, Any]:

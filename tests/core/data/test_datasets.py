@@ -187,7 +187,9 @@ def test_an_image_that_is_known_to_be_unreadable_is_a_fault_of_the_spec_unless_i
     assert fault.pointer == "/dataset/corrupt"
     assert "'cats/1.png' could not be read; set skip" in fault.message
     skipping = DatasetSpec(source="folder:pets", corrupt="skip")
-    assert "'cats/1.png' could not be read: left out of every batch" in datasets.open_dataset(skipping, known, 0).notes[-1]
+    assert (
+        "'cats/1.png' could not be read; what cannot be read is left out" in datasets.open_dataset(skipping, known, 0).notes[-1]
+    )
 
 
 def test_a_file_is_no_folder(places):
