@@ -145,6 +145,12 @@ def test_folders_around_everything_do_not_count(places, draw):
     assert pets.notes == ("it begins in 'data/images', the one folder that has images",)
 
 
+def test_train_is_a_split_and_no_folder_around_everything(places, draw):
+    draw({"pets/train/cats": 2, "pets/train/dogs": 2})
+    pets = open_at("folder:pets", places)
+    assert {pets.train.name(index).partition("/")[0] for index in range(len(pets.train))} == {"train"}
+
+
 def test_images_that_are_in_no_class_folder_are_told(places, draw):
     draw({"pets/train/cats": 10, "pets/train/dogs": 10, "pets/val": 1, "pets/extra/cats": 1, "pets/train": 1, "pets": 1})
     pets = open_at("folder:pets", places)
