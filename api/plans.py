@@ -23,7 +23,7 @@ from core.errors import Fault
 from core.places import PinnedWeights
 from core.spec import JobSpec, faults_of
 from sandbox import CallFailed, CallKilled, CallRefused, CallTimeout, Limits, SandboxError
-from store import workers
+from store import datasets, workers
 from store.pins import Pin
 
 log = logging.getLogger(__name__)
@@ -102,8 +102,9 @@ async def plan(service: Service, body: Mapping[str, Any]) -> Planned:
     pinned = await run_in_threadpool(pins.pin, service, spec)
     async with _readable(service, pinned) as known:
         named = {} if spec.pretrained is None or known is None else {spec.pretrained.source: known.model_dump(mode="json")}
-        payload = {"spec": body, "places": {**service.settings.places(), "pinned": named}}
-        found = await ask(service, "core.plan:plan_request", payload)
+        unreadable = await run_in_threadpool(_unreadable, service, spec.dataset.source)
+        places = {**service.settings.places(), "pinned": named, "unreadable": unreadable}
+        found = await ask(service, "core.plan:plan_request", {"spec": body, "places": places})
     if pinned is None and found["pinned"] is not None:
         official = PinnedWeights.model_validate(found["pinned"])
         pinned = await run_in_threadpool(pins.complete, service, spec, official)
@@ -112,6 +113,11 @@ async def plan(service: Service, body: Mapping[str, Any]) -> Planned:
     stored = {} if spec.pretrained is None or pinned is None else {spec.pretrained.source: _stored(pinned)}
     transfer = _hashed(found["transfer"], pinned)
     return Planned(spec=found["spec"], plan={**found, "transfer": transfer, "pinned": pins.view(stored)}, pinned=stored)
+
+
+def _unreadable(service: Service, source: str) -> list[str]:
+    with service.database.read() as session:
+        return datasets.unreadable(session, source)
 
 
 @asynccontextmanager

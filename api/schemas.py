@@ -311,12 +311,12 @@ class Checkpoints(BaseModel):
 class DatasetCounts(BaseModel):
     """Of all; the lists of a dataset have the first thousand."""
 
-    classes: int = Field(description="Classes that have an image.")
+    classes: int = Field(description="Classes that have an image; of a CSV also its labels, or its numbers.")
     train: int = Field(description="Images.")
     validation: int = Field(description="Images; 0 where it has no split of its own.")
     corrupt: int = Field(description="Images that cannot be read.")
-    repeated: int = Field(description="Pictures that are more than once in one class of one split.")
-    conflicting: int = Field(description="Pictures that are in several classes.")
+    repeated: int = Field(description="Pictures that are more than once in one class of one split, or with the same targets.")
+    conflicting: int = Field(description="Pictures that are in several classes, or with targets that differ.")
     leaking: int = Field(description="Pictures that are in both splits.")
     left_out: int = Field(description="Files that were not kept: of other kinds, or in no class folder.")
 
@@ -328,6 +328,9 @@ class DatasetSummary(BaseModel):
     name: str | None
     source: str = Field(description="How a spec names it.", examples=["upload:1"])
     sha256: str = Field(description="Of its names and contents: the same files are one dataset.")
+    task: Task | None = Field(
+        description="What its targets are; null where its CSV can be read in two ways: then a job says it by `dataset.task`."
+    )
     images: int
     bytes: int
     counts: DatasetCounts
@@ -336,7 +339,7 @@ class DatasetSummary(BaseModel):
 
 
 class ClassCount(BaseModel):
-    """The images of a class."""
+    """The images of a class; of a CSV, those that have a label, or all for each number to be learnt."""
 
     name: str
     train: int
@@ -344,7 +347,7 @@ class ClassCount(BaseModel):
 
 
 class CorruptImage(BaseModel):
-    """An image that cannot be read. It was kept: a job fails with its name, or leaves it out (`dataset.corrupt`)."""
+    """An image that cannot be read. It was kept: a job on it is refused, or leaves it out (`dataset.corrupt`)."""
 
     name: str
     reason: str
@@ -361,8 +364,8 @@ class SamePicture(BaseModel):
 class Duplicates(BaseModel):
     """Pictures that are there more than once. One in several classes and in both splits is in two of the lists."""
 
-    repeated: list[SamePicture] = Field(description="In one class of one split.")
-    conflicting: list[SamePicture] = Field(description="In several classes: a label of each is wrong.")
+    repeated: list[SamePicture] = Field(description="In one class of one split, or with the same targets.")
+    conflicting: list[SamePicture] = Field(description="In several classes, or with targets that differ: one of them is wrong.")
     leaking: list[SamePicture] = Field(description="In both splits: the validation will look better than it is.")
 
 

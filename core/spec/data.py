@@ -40,8 +40,8 @@ class DatasetSpec(Part):
     labels: Name | None = Field(
         default=None,
         description=(
-            "With `folder:`: a CSV file in it that names the images and says their targets; by default `labels.csv`, where one "
-            "lies there and no class folders do."
+            "With `folder:` and `upload:`: a CSV file in it that names the images and says their targets; by default "
+            "`labels.csv`, or the only one, where it lies there and no class folders do."
         ),
         examples=["labels.csv"],
     )
