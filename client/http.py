@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -63,7 +63,8 @@ class RefusedError(GraftError):
 class Client:
     """Speaks to one service. Every call raises RefusedError or UnreachableError; use it as a context manager, or `close` it.
 
-    `patience`: for how many seconds a followed stream that was cut is sought again before UnreachableError is raised.
+    `patience`: for how many seconds a followed stream that was cut is sought again before UnreachableError is raised; `note` is
+    told, once each time, that it is sought and that it goes on.
     """
 
     def __init__(
@@ -72,10 +73,12 @@ class Client:
         *,
         timeout: float = 90.0,
         patience: float = 60.0,
+        note: Callable[[str], None] | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.url = (url or os.environ.get("GRAFT_URL") or DEFAULT_URL).rstrip("/")
         self.patience = patience
+        self._note = note or (lambda _: None)
         try:
             self._http = httpx.Client(base_url=self.url, timeout=httpx.Timeout(timeout, connect=10.0), transport=transport)
         except httpx.InvalidURL as error:
@@ -283,11 +286,14 @@ class Client:
     def _follow(self, path: str, query: Mapping[str, str], accept: str) -> Iterator[str | None]:
         """The lines of a stream that is opened anew, by `query` as it is then, when it is cut; None where one ended."""
         failing: float | None = None
+        cut = False
         while True:
             try:
                 with self._stream(path, query, accept, silence=SILENCE_SECONDS) as response:
                     for line in response.iter_lines():
-                        failing = None
+                        if cut:
+                            self._note("Connected again; it goes on where it was.")
+                        failing, cut = None, False
                         yield line
             except (UnreachableError, RefusedError) as error:
                 if isinstance(error, RefusedError) and error.status < 500:
@@ -297,6 +303,9 @@ class Client:
                     raise
             else:
                 yield None
+            if not cut:
+                cut = True
+                self._note(f"The stream from {self.url} was cut; connecting again, for up to {self.patience:.0f} s …")
             time.sleep(RETRY_SECONDS)
 
     def _ended(self, job_id: int, cursor: str | None = None) -> bool:

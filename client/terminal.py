@@ -117,7 +117,7 @@ def show_answer(answer: Any, view: Callable[[Any], RenderableType], as_json: boo
 def service(url: str | None, as_json: bool) -> Iterator[Client]:
     """A client whose errors become a readable message and an exit status; with `--json` the problem goes to stdout too."""
     try:
-        with Client(url) as client:
+        with Client(url, note=_aside) as client:
             yield client
     except RefusedError as error:
         if as_json:
@@ -128,6 +128,12 @@ def service(url: str | None, as_json: bool) -> Iterator[Client]:
         fail(str(error), Exit.UNREACHABLE)
     except GraftError as error:
         fail(str(error), Exit.JOB_FAILED)
+
+
+def _aside(text: str) -> None:
+    """Not by `err`: where a bar is drawn, rich puts above it what is written to this one."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 def _status_of(error: RefusedError) -> Exit:

@@ -46,6 +46,22 @@ def test_following_goes_on_after_a_connection_that_broke_in_the_middle_of_a_line
     assert list(client.events(7, follow=True)) == log
 
 
+def test_each_cut_is_told_once_and_so_is_that_it_goes_on(service, log, job, monkeypatch):
+    monkeypatch.setattr("client.http.RETRY_SECONDS", 0.001)
+    notes = []
+    serve_log(service, log, per_connection=7, half_line=True)
+    cut, answer = [], service.answers["/jobs/7/events"]
+
+    def sometimes(query, body):
+        cut.append(1)
+        return (503, "application/problem+json", [b"{}"], True) if len(cut) in {2, 3} else answer(query, body)
+
+    service.answers["/jobs/7/events"] = sometimes
+    with Client(service.url, patience=30, note=notes.append) as client:
+        assert list(client.events(7, follow=True)) == log
+    assert [note.split(";")[0] for note in notes] == [f"The stream from {service.url} was cut", "Connected again"] * 2
+
+
 def test_following_begins_past_the_cursor(service, client, log):
     serve_log(service, log, per_connection=100)
     assert [event["seq"] for event in client.events(7, after=9, follow=True)] == [event["seq"] for event in log[9:]]
