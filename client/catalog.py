@@ -58,7 +58,7 @@ def close_names(found: Json, query: str) -> list[str]:
             ratio = SequenceMatcher(None, wanted, name.rpartition(":")[2].lower()).ratio()
             if ratio >= _CLOSE:
                 likeness[name] = ratio
-    return sorted(likeness, key=lambda name: (-likeness[name], name))[:_MOST_CLOSE]
+    return sorted(likeness, key=lambda name: -likeness[name])[:_MOST_CLOSE]
 
 
 def _nothing(query: str, close: list[str]) -> RenderableType:
