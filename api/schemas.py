@@ -126,6 +126,7 @@ class Job(BaseModel):
         description="While running, once it can be told: until the last step, if no rule stops it before."
     )
     warnings: list[str] = Field(description="What the plan warned of; and, while queued, that no living worker could run it.")
+    waits_for: list[str] = Field(description="While queued: what worker it waits for, where no living one could run it.")
     created_at: Time
     queued_at: Time
     started_at: Time | None
@@ -285,6 +286,10 @@ class StepSamples(BaseModel):
 
     step: int = Field(description="From 0 over the whole job.")
     epoch: int = Field(description="From 0.")
+    iteration: int | None = Field(
+        description="From 1 within its epoch, as the lines of `/logs` count; null before a worker has begun."
+    )
+    loss: Figure | None = Field(description="Its loss; null where it has not been trained yet.")
     batches: list[int] = Field(description="The numbers of its batches in the epoch, from 0.")
     samples: list[Sample] = Field(description="In the order in which they are read.")
 

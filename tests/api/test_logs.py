@@ -87,6 +87,26 @@ def test_following_gives_the_same_text_as_it_comes(bench, client):
     assert rest.endswith("End : succeeded\n")
 
 
+def test_a_tail_is_the_last_lines_and_its_seq_is_where_they_go_on(bench, client):
+    job_id = bench.running(steps=1000, epochs=1)
+    for first in range(0, 900, 3):
+        bench.losses(job_id, first=first, losses=[0.5, 0.25, 0.125])
+    whole = lines(client, job_id)
+    for count in (0, 1, 2, 4, 400, 5000):
+        answer = client.get(f"/jobs/{job_id}/logs?tail={count}")
+        assert answer.text.splitlines() == whole[len(whole) - min(count, len(whole)) :]
+        assert answer.headers["graft-seq"] == str(bench.last_seq(job_id))
+    with client.stream("GET", f"/jobs/{job_id}/logs?tail=2&follow=true") as response:
+        text, seq = response.iter_text(), response.headers["graft-seq"]
+        assert next(text) == "Epoch 1, iteration : 899, loss = 0.2500\nEpoch 1, iteration : 900, loss = 0.1250\n"
+        bench.losses(job_id, first=900, losses=[0.75])
+        bench.finish(job_id)
+        rest = "".join(text)
+    assert rest.startswith("Epoch 1, iteration : 901, loss = 0.7500\n")
+    assert rest.endswith("End : succeeded\n")
+    assert client.get(f"/jobs/{job_id}/logs?after={seq}").text == rest
+
+
 def test_a_hundred_thousand_iterations_are_text_in_a_moment(bench, client):
     job_id = bench.running(steps=100_000, epochs=1)
     for first in range(0, 100_000, 1000):
