@@ -74,7 +74,7 @@ class Links(BaseModel):
 
 
 class ForkedFrom(BaseModel):
-    """The job that a fork was made of."""
+    """The job that a fork was made of; it may have been deleted since."""
 
     job: int
     step: int | None = Field(description="Of the checkpoint whose weights it began with; null where it took none.")

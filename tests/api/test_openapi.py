@@ -29,7 +29,8 @@ CALLS = {
     ("GET", "/health/live"), ("GET", "/health/ready"),
     ("POST", "/jobs/{job_id}/pause"), ("POST", "/jobs/{job_id}/resume"), ("POST", "/jobs/{job_id}/fork"),
     ("GET", "/jobs/{job_id}/evaluation"), ("GET", "/jobs/{job_id}/samples"),
-    ("PATCH", "/jobs/{job_id}"), ("PATCH", "/jobs/{job_id}/groups/{group}"), ("POST", "/workers/{name}/drain"),
+    ("DELETE", "/jobs/{job_id}"), ("PATCH", "/jobs/{job_id}"),
+    ("PATCH", "/jobs/{job_id}/groups/{group}"), ("POST", "/workers/{name}/drain"),
     ("POST", "/datasets"), ("GET", "/datasets"), ("GET", "/datasets/{dataset_id}"), ("DELETE", "/datasets/{dataset_id}"),
 }  # fmt: skip
 
