@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from store.leases import Capacity, Claim
 from store.settings import Settings
+from store.startup import refuse
 
 CPU = "cpu"
 """Also what stands for a GPU in `GRAFT_GPUS` where there is none: jobs of several ranks can be tried so on any machine."""
@@ -84,6 +86,31 @@ def find_devices(settings: Settings) -> Devices:
     return Devices(find_gpus(settings.gpus), settings.cpu_slots)
 
 
+def devices_or_exit(settings: Settings) -> Devices:
+    """`find_devices`, for a worker that starts: one that is given GPUs which the driver does not show ends here."""
+    devices = find_devices(settings)
+    if settings.gpus != "auto" and (missing := _missing(devices.gpus)):
+        refuse([_told(settings.gpus, missing)])
+    return devices
+
+
+def _told(setting: str, missing: Sequence[str]) -> str:
+    shown = shown_gpus()
+    named = " and ".join(f"the GPU with index {gpu}" if gpu.isdecimal() else f"the GPU '{gpu}'" for gpu in missing)
+    here = "no GPU is here, or its driver is not" if not shown else f"here are those with the indices {', '.join(shown)}"
+    return f"GRAFT_GPUS={setting}: this names {named}, and {here}; for none leave it empty (GRAFT_GPUS=)"
+
+
+def _missing(gpus: Sequence[str]) -> list[str]:
+    """Those that the driver does not show. A UUID is looked for as CUDA does: what it begins with is enough."""
+    if not (named := [gpu for gpu in gpus if gpu != CPU]):
+        return []
+    listed = _listed_gpus()
+    uuids = re.findall(r"UUID: ([^)]+)\)", listed or "")
+    known = shown_gpus(listed)
+    return [gpu for gpu in named if gpu not in known and not any(uuid.startswith(gpu) for uuid in uuids if not gpu.isdecimal())]
+
+
 def find_gpus(setting: str, environment: Mapping[str, str] = os.environ) -> list[str]:
     """Names for CUDA_VISIBLE_DEVICES: those listed, or with `auto` those that the driver shows. Imports no torch.
 
@@ -93,14 +120,26 @@ def find_gpus(setting: str, environment: Mapping[str, str] = os.environ) -> list
         return _split(setting)
     if (visible := environment.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [] if visible.strip() == "-1" else _split(visible)
-    if (program := shutil.which("nvidia-smi")) is not None:
-        try:
-            told = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=20, check=True)  # noqa: S603
-        except (OSError, subprocess.SubprocessError):
-            return []
-        return [str(index) for index, line in enumerate(_gpu_lines(told.stdout)) if line]
+    return shown_gpus()
+
+
+def shown_gpus(listed: str | None = None) -> list[str]:
+    """The indices of the GPUs that the driver shows; `listed`: what `nvidia-smi -L` says, where that is known."""
+    listed = _listed_gpus() if listed is None else listed
+    if listed is not None:
+        return [str(index) for index, _ in enumerate(_gpu_lines(listed))]
     driver = Path("/proc/driver/nvidia/gpus")
     return [str(index) for index, _ in enumerate(driver.iterdir())] if driver.is_dir() else []
+
+
+def _listed_gpus() -> str | None:
+    """What `nvidia-smi -L` says; nothing where it fails, None where it is not there."""
+    if (program := shutil.which("nvidia-smi")) is None:
+        return None
+    try:
+        return subprocess.run([program, "-L"], capture_output=True, text=True, timeout=20, check=True).stdout  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def _gpu_lines(text: str) -> list[str]:
