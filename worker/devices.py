@@ -44,6 +44,7 @@ class Devices:
         self.cpu_slots = cpu_slots
         self._free_gpus = list(self.gpus)
         self._free_cpu = cpu_slots
+        self._out: tuple[str, ...] = ()
         self._lock = threading.Lock()
 
     def take(self, claim: Callable[[Capacity], Claim | None]) -> tuple[Claim, Slot] | None:
@@ -51,7 +52,9 @@ class Devices:
         with self._lock:
             if not self._free_gpus and not self._free_cpu:
                 return None
-            claimed = claim(Capacity(len(self._free_gpus), len(self.gpus), self._free_cpu))
+            # with every GPU out, what would take one still waits for one: on the CPU it might take weeks
+            gpus = max(len(self.gpus) - len(self._out), min(1, len(self._out)))
+            claimed = claim(Capacity(len(self._free_gpus), gpus, self._free_cpu))
             if claimed is None:
                 return None
             if claimed.gpus == 0:
@@ -68,17 +71,24 @@ class Devices:
             else:
                 self._free_cpu += 1
 
+    def take_out(self, slot: Slot) -> None:
+        """A job is over, and its GPUs cannot be used: nobody gets them any more."""
+        with self._lock:
+            self._out += slot.gpus
+
     @property
     def idle(self) -> bool:
         """Whether no job has a slot, nor is about to get one."""
         with self._lock:
-            return len(self._free_gpus) == len(self.gpus) and self._free_cpu == self.cpu_slots
+            return len(self._free_gpus) + len(self._out) == len(self.gpus) and self._free_cpu == self.cpu_slots
 
     def describe(self) -> dict[str, object]:
         """For the worker's heartbeat."""
         with self._lock:
+            gpus = [gpu for gpu in self.gpus if gpu not in self._out]
             free = {"gpus_free": len(self._free_gpus), "cpu_free": self._free_cpu}
-        return {"gpus": list(self.gpus), "cpu_slots": self.cpu_slots, **free}
+            out = {"gpus_out": list(self._out)} if self._out else {}
+        return {"gpus": gpus, **out, "cpu_slots": self.cpu_slots, **free}
 
 
 def find_devices(settings: Settings) -> Devices:

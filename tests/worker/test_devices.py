@@ -83,6 +83,23 @@ def test_a_job_gets_what_it_needs_and_gives_it_back() -> None:
     assert devices.describe() == {"gpus": ["0", "1"], "cpu_slots": 1, "gpus_free": 1, "cpu_free": 0}
 
 
+def test_a_gpu_that_is_taken_out_is_given_to_nobody_and_its_jobs_do_not_go_to_the_cpu() -> None:
+    devices, told = Devices(["0", "1"], cpu_slots=1), []
+
+    def claim(capacity: Capacity) -> None:
+        told.append((capacity.gpus_free, capacity.gpus))
+
+    for _ in range(2):
+        taken = devices.take(lambda _: claim_of(1))
+        assert taken is not None
+        devices.take_out(taken[1])
+        devices.take(claim)
+
+    assert told == [(1, 1), (0, 1)]
+    assert devices.idle
+    assert devices.describe() == {"gpus": [], "gpus_out": ["0", "1"], "cpu_slots": 1, "gpus_free": 0, "cpu_free": 1}
+
+
 def test_nothing_is_taken_when_no_job_fits() -> None:
     devices = Devices(["0"], cpu_slots=1)
 
