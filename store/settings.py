@@ -120,6 +120,11 @@ class Settings(BaseSettings):
     upload_memory: Count = Field(default=4 << 30, description="Bytes of memory that this may take.")
     upload_checks_at_once: Count = Field(default=2, description="More wait their turn.")
     stream_seconds: Seconds = Field(default=0.1, description="How often a followed job's log is read for new events.")
+    cors_origins: Names = Field(
+        default=[],
+        description="Origins whose pages may use the api from a browser, separated by commas, as `https://lab.example.org`; "
+        "`*` is every page that anybody opens who can reach it.",
+    )
     heartbeat_seconds: Seconds = Field(default=15, description="How often an idle stream says that it lives.")
 
     @classmethod
@@ -136,7 +141,7 @@ class Settings(BaseSettings):
             return init_settings, env_settings
         return init_settings, env_settings, SecretsSettingsSource(settings_cls, secrets_dir=secrets)
 
-    @field_validator("plugins", "queues", "download_hosts", mode="before")
+    @field_validator("plugins", "queues", "download_hosts", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -147,6 +152,15 @@ class Settings(BaseSettings):
         names = {part.strip() for part in value.split(",")}
         if "cpu" in names and len(names) > 1:
             raise ValueError("`cpu` stands for GPUs where there are none, and so not beside others; write cpu,cpu for two")
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _whole(cls, value: list[str]) -> list[str]:
+        for origin in value:
+            parts = urlsplit(origin)
+            if origin != "*" and (parts.scheme not in {"http", "https"} or f"{parts.scheme}://{parts.netloc}" != origin):
+                raise ValueError(f"'{origin}' is no origin; write scheme, host and port alone, as http://localhost:3000")
         return value
 
     @field_validator("data_dir", "inputs_dir", "plugins_dir")

@@ -121,7 +121,7 @@ class ThreadedServer:
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     data = tmp_path_factory.mktemp("data")
     (data / "inputs").mkdir()
-    return Settings(data_dir=data, heartbeat_seconds=0.3, max_body=200_000)
+    return Settings(data_dir=data, heartbeat_seconds=0.3, max_body=200_000, cors_origins=["https://lab.example.org"])
 
 
 @pytest.fixture(scope="session")

@@ -43,6 +43,11 @@ def refused(monkeypatch, tmp_path, capsys):
         ("DATABASE_URL", "mysql://root:hidden@db/x", "GRAFT_DATABASE_URL: 'mysql' is no database that Graft runs on"),
         ("DATABASE_URL", "hidden", "GRAFT_DATABASE_URL: this is no URL; write sqlite:///PATH"),
         ("BROKER_URL", "rediss//hidden", "GRAFT_BROKER_URL: this names no broker; write redis://HOST:6379/0"),
+        (
+            "CORS_ORIGINS",
+            "lab.example.org/",
+            "GRAFT_CORS_ORIGINS=lab.example.org/: 'lab.example.org/' is no origin; write scheme",
+        ),
         ("RENEW_SECONDS", "60", "GRAFT_RENEW_SECONDS=60: leases of 60 s (GRAFT_LEASE_SECONDS) end before"),
     ],
 )
