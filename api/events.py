@@ -80,7 +80,8 @@ async def get_events(
 
     `Accept: application/json` gives a page, `application/x-ndjson` a line per event, `text/event-stream` SSE. A followed stream
     ends with the event `end`; one that ends without it was cut: go on with `after=` or `Last-Event-ID`, and nothing is lost or
-    doubled.
+    doubled. Server-sent events are named by their kind: in a browser, `addEventListener("iterations", …)` hears one, `onmessage`
+    does not.
     """
     wanted = _kinds(kinds)
     form = negotiate(request, [JSON, NDJSON, SSE])

@@ -74,7 +74,7 @@ class Links(BaseModel):
 
 
 class ForkedFrom(BaseModel):
-    """The job that a fork was made of."""
+    """The job that a fork was made of; it may have been deleted since."""
 
     job: int
     step: int | None = Field(description="Of the checkpoint whose weights it began with; null where it took none.")
@@ -300,9 +300,13 @@ class Checkpoint(BaseModel):
     step: int
     epoch: int
     figures: dict[str, Figure]
-    best: bool = Field(description="The best of those that are kept, by the spec's metric.")
+    best: bool = Field(
+        description="The best of those that are kept, by the spec's metric; what was validated goes before the rest."
+    )
+    validated: bool = Field(description="Whether its figures are of a validation: those of a pause in mid-epoch are not.")
     sha256: str = Field(description="Of weights.safetensors.")
-    bytes: int = Field(description="Of the whole checkpoint, optimizer state included.")
+    bytes: int = Field(description="Of the whole checkpoint on the disk, optimizer state included.")
+    weights_bytes: int | None = Field(description="Of weights.safetensors, the download; null where the file is gone.")
     weights: str = Field(description="Where to download the weights.")
     model: str = Field(description="Where to download what they are: architecture, classes, preprocessing, figures, hashes.")
 

@@ -171,13 +171,18 @@ class Child:
         return f"signal {-status}" if status < 0 else f"exit status {status}"
 
     def keep(self, note: Callable[[str], None]) -> None:
-        """Start it again if it died: soon at first, later after up to half a minute. One that left in order stays away."""
+        """Start it again if it died: soon at first, later after up to half a minute. One that left in order stays away.
+
+        Raises ServeError where its settings do not fit: it would die each time.
+        """
         if self.alive() or self._left:
             return
         if self.process.returncode == 0 and self._may_leave:
             self._left = True
-            note(f"the {self.name} has left, as it was told to; to have one again, stop this `graft serve` and start another")
+            note(f"the {self.name} has left, as it was told to; for another stop this `graft serve` (Ctrl-C) and start it anew")
             return
+        if self.process.returncode == os.EX_CONFIG:
+            raise ServeError(f"the {self.name} cannot start as it is set up; what is printed above says what to change")
         now = time.monotonic()
         if self._again is None:
             self._deaths = 1 if now - self.begun > 2 * LONGEST_BACKOFF else self._deaths + 1
@@ -221,6 +226,8 @@ def _migrate(environment: Mapping[str, str]) -> None:
         start_new_session=True,  # a Ctrl-C waits until it is done
         preexec_fn=_die_with_parent,
     )
+    if done.returncode == os.EX_CONFIG:
+        raise ServeError("it cannot start as it is set up; what is printed above says what to change")
     if done.returncode > 0:
         raise ServeError("the database could not be brought to the present schema; what is printed above says why")
 

@@ -7,7 +7,7 @@ the number of optimizer steps completed when the event happened.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -328,7 +328,9 @@ class CheckpointData(Data):
     figures: dict[str, Figure] = Field(
         description="`mean_loss` and those of the validation; in the middle of an epoch only `mean_loss`, so far."
     )
-    best: bool = Field(description="Better than every one before it, by the metric of the spec.")
+    best: bool = Field(
+        description="Better than every one before it, by the metric of the spec; one without a validation only than its like."
+    )
     path: str = Field(description="Relative to the data directory.")
     sha256: str = Field(description="Of model.safetensors.")
     bytes: int = Field(description="Of the whole checkpoint.")
@@ -511,6 +513,11 @@ def retained(checkpoints: Sequence[dict[str, Any]], keep_last: int, keep_best: i
 def best(checkpoints: Sequence[dict[str, Any]], metric: str | None) -> dict[str, Any] | None:
     """The best of these checkpoints by `metric`, the earlier of equals."""
     return min(checkpoints, key=lambda data: _worse(data["figures"], metric), default=None)
+
+
+def validated(figures: Collection[str]) -> bool:
+    """Whether a checkpoint's figures are of a validation: in the middle of an epoch, after a pause, it has only `mean_loss`."""
+    return any(name != "mean_loss" for name in figures)
 
 
 def _worse(figures: dict[str, Any], metric: str | None) -> tuple[bool, float]:

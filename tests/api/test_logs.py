@@ -35,6 +35,12 @@ def test_the_articles_two_lines_count_iterations_within_their_epoch(bench, clien
     ]
 
 
+def test_a_checkpoint_of_a_pause_is_not_called_the_best_before_it_was_validated(bench, client):
+    job_id = bench.running(steps=10, epochs=1)
+    bench.checkpoint(job_id, epoch=0, step=1, top1=None)
+    assert lines(client, job_id)[-1] == "Epoch 1 : Checkpoint at step 1, not validated"
+
+
 def test_states_checkpoints_rewinds_printed_lines_and_the_failure_are_told(bench, client):
     job_id = bench.running(steps=10, epochs=1)
     bench.append(

@@ -193,7 +193,7 @@ JSON = {"Content-Type": "application/json"}
 @pytest.mark.parametrize(
     ("error", "status", "slug"),
     [
-        ("timeout", 503, "plan-timeout"),
+        ("timeout", 422, "plan-timeout"),
         ("memory", 422, "plan-memory"),
         ("killed", 422, "plan-crashed"),
         ("lost", 503, "sandbox-unavailable"),
@@ -218,3 +218,4 @@ def test_a_plan_that_breaks_its_child_is_a_problem_not_a_500(app, client, monkey
     answer = client.post("/plans", json=SMALL)
     assert (answer.status_code, answer.json()["type"]) == (status, f"urn:graft:problem:{slug}")
     assert "secret" not in answer.text
+    assert ("Retry-After" in answer.headers) is (status == 503)  # the others are the spec's own fault, each time

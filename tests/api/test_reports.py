@@ -80,6 +80,7 @@ def test_checkpoints_that_are_kept_are_listed_and_downloaded(bench, client):
         bench.checkpoint(job_id, epoch=epoch, step=(epoch + 1) * 10, top1=top1, weights=b"w" * (epoch + 1))
     kept = client.get(f"/jobs/{job_id}/checkpoints").json()["data"]
     assert [(item["step"], item["best"], item["figures"]["top1"]) for item in kept] == [(20, True, 0.9), (30, False, 0.7)]
+    assert [(item["validated"], item["weights_bytes"]) for item in kept] == [(True, 2), (True, 3)]
     for which, content in [("best", b"ww"), ("last", b"www"), ("20", b"ww"), ("30", b"www")]:
         answer = client.get(f"/jobs/{job_id}/checkpoints/{which}/weights.safetensors")
         assert answer.content == content
