@@ -6,7 +6,6 @@ import importlib
 import inspect
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, get_type_hints
@@ -16,7 +15,7 @@ from torchvision import models as vision
 
 from core import timm_models
 from core.catalog import model_names
-from core.errors import SpecError, did_you_mean
+from core.errors import SpecError, did_you_mean, place_of
 from core.events import TransferData
 from core.keywords import check_keywords
 from core.places import Places
@@ -190,7 +189,4 @@ def _where(error: BaseException) -> str:
     """`ValueError: … (nets.py, line 12)`: the exception and the innermost line of the file that raised it."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{type(error).__name__}: {error.msg} ({error.filename.rsplit('/', 1)[-1]}, line {error.lineno})"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-    theirs = [frame for frame in frames if not re.search(r"/torch/|/importlib/|^<frozen", frame.filename)]
-    place = f" ({theirs[-1].filename.rsplit('/', 1)[-1]}, line {theirs[-1].lineno})" if theirs else ""
-    return f"{type(error).__name__}: {error}{place}"
+    return f"{type(error).__name__}: {error}{place_of(error)}"
