@@ -35,32 +35,45 @@ def pictures(places):
         split, name = ("val" if number < 24 else "train"), ("cats", "dogs")[number % 2]
         folder = places.inputs / "pets" / split / name
         folder.mkdir(parents=True, exist_ok=True)
-        pixels = draws.integers(0, 256, (20 + number, 75 - number, 3), np.uint8) // (1 + number % 2)
+        pixels = draws.integers(0, 256, (40 + number, 95 - number, 3), np.uint8)
+        pixels[..., number % 2] //= 4  # cats are of another colour than dogs
+        pixels[:, : 10 + number] //= 3  # so that what is cropped is another image
         image = Image.fromarray(pixels).convert("L" if number % 5 == 0 else "RGB")
         image.save(folder / f"{number}.{'png' if number % 3 else 'jpg'}")
     return places.inputs / "pets"
 
 
+def measured(lines, folder):
+    """What the lines of the page measure, beside the files."""
+    names = {}
+    with chdir(folder):
+        exec(f"{lines}\n{MEASURE}", names)  # noqa: S102 - the page's own lines
+    return names["measured"]
+
+
 def test_the_page_s_own_lines_measure_what_the_job_measured(pictures, places, tiny_spec, tmp_path):
     spec = tiny_spec(
         dataset={"source": "folder:pets", "image_size": 32}, model={"name": "torchvision:shufflenet_v2_x0_5"},
-        loader={"batch_size": 8, "workers": 0}, optimizer={"name": "SGD", "lr": 0.01},
+        loader={"batch_size": 4, "workers": 0}, optimizer={"name": "SGD", "lr": 0.02}, epochs=8,
     )  # fmt: skip
     for _ in fit(spec, places, tmp_path / "job"):
         pass
-    (folder,) = (tmp_path / "job").iterdir()
+    folder = max((tmp_path / "job").iterdir(), key=lambda one: int(one.name))
     shutil.copy(folder / "model.json", pictures)
     shutil.copy(folder / "model.safetensors", pictures / "weights.safetensors")
     (lines,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    names = {}
-    with chdir(pictures):
-        exec(f"{lines}\n{MEASURE}", names)  # noqa: S102 - the page's own lines
-    figures = json.loads((folder / "model.json").read_text())["figures"]
-    assert names["measured"] == {"top1": figures["top1"], "loss": pytest.approx(figures["loss"], rel=1e-4)}
     card = json.loads((folder / "model.json").read_text())
+    figures = card["figures"]
+    assert measured(lines, pictures) == {"top1": figures["top1"], "loss": pytest.approx(figures["loss"], rel=1e-5)}
+    for step, left_out in (
+        (', antialias=how["antialias"]', ", antialias=False"),
+        ("F.center_crop(image, [min(image.shape[-2:])] * 2)", "image"),
+    ):
+        other = measured(lines.replace(step, left_out), pictures)
+        assert other["loss"] != pytest.approx(figures["loss"], rel=1e-3), "each step of the preprocessing shows in the loss"
     assert card["sha256"] == {"weights.safetensors": hashlib.sha256((pictures / "weights.safetensors").read_bytes()).hexdigest()}
     assert card["architecture"] == {"name": "torchvision:shufflenet_v2_x0_5", "num_classes": 2}
-    assert (card["epoch"], card["preprocessing"]["mode"]) == (1, "RGB")
+    assert (card["epoch"], card["preprocessing"]["mode"]) == (8, "RGB")
 
 
 def test_a_card_of_grey_images_and_of_a_model_of_one_s_own_says_so(places, tiny_spec, tmp_path, plugins_dir):
