@@ -127,7 +127,7 @@ def plan_view(plan: Json) -> RenderableType:
         facts.add_row("frozen part", _features(plan["features"]))
     warnings = [Text(f"! {warning}", style="yellow") for warning in plan["warnings"]]
     curves = [part for curve in curves_view(plan) for part in ("", curve)]
-    return Group(facts, "", transfer_view(plan["transfer"]), "", groups_view(plan["groups"]), *curves, *warnings)
+    return Group(facts, "", transfer_view(plan["transfer"], planned=True), "", groups_view(plan["groups"]), *curves, *warnings)
 
 
 def _features(facts: Json) -> str:

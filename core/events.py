@@ -120,6 +120,9 @@ class TransferData(Data):
     source: str | None = Field(description="As the spec has it; null when the job trains from scratch.")
     format: Literal["safetensors", "torch", "torchvision", "timm"] | None = None
     sha256: str | None = None
+    model: str | None = Field(
+        default=None, description="What the source is the weights of, where it says: `torchvision:resnet18`."
+    )
     head: list[str] = Field(default=[], description="The modules whose shape depends on the number of classes.")
     loaded_share: float = Field(
         description="Share of the elements that came from the source, of those outside the head, `exclude` and `own`."

@@ -111,7 +111,18 @@ def test_a_checkpoint_that_is_not_there_is_404_with_those_that_are(bench, client
     folder = bench.checkpoint(job_id, epoch=0, step=10, top1=0.5)
     assert "it keeps those of steps 10" in client.get(f"/jobs/{job_id}/checkpoints/11/model.json").json()["detail"]
     assert client.get(f"/jobs/{job_id}/checkpoints/10/state.safetensors").status_code == 422
-    assert client.get(f"/jobs/{job_id}/checkpoints/newest/model.json").status_code == 422
+    odd = client.get(f"/jobs/{job_id}/checkpoints/newest/model.json")
+    assert (odd.status_code, odd.json()["errors"]) == (
+        422,
+        [
+            {
+                "pointer": "path/which",
+                "message": "this text does not fit. What fits: `best`, `last`, or the step of a checkpoint.",
+            }
+        ],
+    )
+    (fault,) = client.get("/jobs/clothes").json()["errors"]
+    assert fault["message"] == "send a whole number. What fits: The job's `id`; `GET /jobs` lists them."
     (folder / "model.json").unlink()
     assert "not there any more" in client.get(f"/jobs/{job_id}/checkpoints/10/model.json").json()["detail"]
 
