@@ -14,6 +14,8 @@ from pathlib import Path
 
 import uvicorn
 
+from store.startup import settings_or_exit
+
 GRACE_SECONDS = 5
 """Streams end at once; a request that takes longer is cut off."""
 BACKLOG = 2048
@@ -46,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     if options.with_parent:
         _die_with_parent()
+    settings_or_exit()
     listening = _listen(options.host, options.port)
     config = uvicorn.Config(
         "api.app:create_app",  # by name: it is imported once the port is ours

@@ -9,6 +9,7 @@ from importlib.metadata import version
 import anyio
 from fastapi import Depends, FastAPI
 from fastapi.concurrency import run_in_threadpool
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 
 from api import (
@@ -58,6 +59,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     problems.install(app)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["DELETE", "GET", "HEAD", "PATCH", "POST"],
+            allow_headers=["Content-Type", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Range"],
+            expose_headers=["Allow", "Content-Disposition", "Content-Range", "ETag", "Location", "Retry-After"],
+        )
     for module in (plans, jobs, control, forks, events, reports, evaluation, groups, checkpoints, datasets, catalog, health):
         app.include_router(module.router)
     openapi.install(app)

@@ -22,6 +22,7 @@ from core.events import EndData
 from store import events
 from store.database import Database
 from store.engines import AWAY, reason
+from store.errors import NotFound
 from store.events import StoredEvent
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ AWAY_SECONDS = 1.0
 """Until a database that is away is asked again."""
 READERS = 8
 """Threads that read logs; requests have their own."""
+_PAST_ALL = 2**63 - 1
+"""A cursor at the end of a log that is gone: the job was deleted."""
 
 Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
@@ -202,9 +205,16 @@ class Broadcaster:
     async def _run(self, job_id: int, tail: Tail) -> None:
         """Read what is new, every `poll_seconds`, until the job has ended. A database that is away is waited for."""
         loop = asyncio.get_running_loop()
+        look = loop.time() + self._heartbeat
         while not tail.ended:
             due = loop.time() + self._poll
             try:
+                if loop.time() >= look:  # nothing came for long: is the job still there?
+                    look = loop.time() + self._heartbeat
+                    last, _ = await self._in_thread(self._last_seq, job_id)
+                    if last == _PAST_ALL:
+                        tail.begin(last, ended=True)
+                        return
                 if tail.start is None:
                     last, ended = await self._in_thread(self._last_seq, job_id)
                     tail.begin(last, ended=ended)
@@ -216,6 +226,8 @@ class Broadcaster:
                 log.exception("job %d: its log cannot be read; trying again", job_id)
                 due, found = loop.time() + AWAY_SECONDS, []
             tail.add(found)
+            if found:
+                look = loop.time() + self._heartbeat
             if len(found) < PAGE:
                 await asyncio.sleep(max(0, due - loop.time()))
 
@@ -239,7 +251,10 @@ class Broadcaster:
         self, job_id: int, cursor: int, encoder: Encoder, kinds: Collection[str] | None
     ) -> tuple[list[bytes], int, bool]:
         with self._database.read() as session:
-            last, ended = events.last_seq(session, job_id)
+            try:
+                last, ended = events.last_seq(session, job_id)
+            except NotFound:  # deleted while it was read
+                return [], _PAST_ALL, True
             found = events.read(session, job_id, after=cursor, limit=PAGE, kinds=kinds)
         newest = found[-1].seq if found else cursor
         seen = newest if len(found) == PAGE else max(newest, last)  # a short page has all there was, of these kinds
@@ -248,7 +263,10 @@ class Broadcaster:
 
     def _last_seq(self, job_id: int) -> tuple[int, bool]:
         with self._database.read() as session:
-            return events.last_seq(session, job_id)
+            try:
+                return events.last_seq(session, job_id)
+            except NotFound:
+                return _PAST_ALL, True
 
     def _events(self, job_id: int, after: int, kinds: Collection[str] | None) -> list[StoredEvent]:
         with self._database.read() as session:

@@ -14,6 +14,7 @@ from api import problems, schemas
 from api.answers import JsonResponse
 from api.dependencies import JobId, Service, Svc
 from api.problems import ProblemError
+from core.events import validated
 from store import events, jobs
 
 router = APIRouter(prefix="/jobs/{job_id}/checkpoints", tags=["checkpoints"])
@@ -38,7 +39,8 @@ def get_checkpoints(job_id: JobId, service: Svc) -> Response:
     for item in found:
         here = f"/jobs/{job_id}/checkpoints/{item['step']}"
         links = {"weights": f"{here}/weights.safetensors", "model": f"{here}/model.json"}
-        data.append({**{field: item[field] for field in fields}, **links})
+        found_out = {"validated": validated(item["figures"]), "weights_bytes": _weights_bytes(service, item)}
+        data.append({**{field: item[field] for field in fields}, **found_out, **links})
     return JsonResponse({"data": data})
 
 
@@ -110,6 +112,14 @@ def choose(found: Sequence[dict[str, Any]], which: str) -> dict[str, Any] | None
     if which == "best":
         return next((item for item in found if item["best"]), found[-1] if found else None)
     return next((item for item in found[::-1] if which == "last" or item["step"] == int(which)), None)
+
+
+def _weights_bytes(service: Service, checkpoint: dict[str, Any]) -> int | None:
+    path = service.settings.data_dir / str(checkpoint["path"]) / FILES["weights.safetensors"][0]
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 def _demand(job_id: int, state: str, which: str, found: list[dict[str, Any]]) -> dict[str, Any]:

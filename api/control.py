@@ -1,7 +1,8 @@
-"""What is asked of a job that is there: cancel, pause, resume, and a change of its name, labels or priority."""
+"""What is asked of a job that is there: cancel, pause, resume, delete, and a change of its name, labels or priority."""
 
 from __future__ import annotations
 
+import shutil
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Response
@@ -16,7 +17,7 @@ from api.patches import merged
 from api.problems import ProblemError
 from core.errors import Fault
 from core.spec import MOST_LABELS, faults_of
-from store import commands, jobs
+from store import commands, deletion, jobs
 from store.tables import Job
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])
@@ -73,6 +74,20 @@ async def patch_job(job_id: JobId, patch: Annotated[dict[str, Any], Depends(json
     except ValidationError as error:
         raise ProblemError.of_faults("invalid-patch", faults_of(error, schemas.JobPatch)) from None
     return await run_in_threadpool(_edit, service, job_id, patch)
+
+
+@router.delete("", summary="Delete a job", status_code=204, responses=problems.responses(404, 409))
+def delete_job(job_id: JobId, service: Svc) -> Response:
+    """Remove an ended job: its log, its reports, and its checkpoints, which frees their place on the disk. It cannot be undone.
+
+    409 while it has not ended, and while a job that has not ended begins with one of its checkpoints. Jobs that began with them
+    stay as they are, and still name it by `forked_from`; its `id` is never used again.
+    """
+    with service.database.write() as session:
+        deletion.delete(session, job_id)
+    # what cannot be removed, or stays since this process dies here, goes when a worker next looks
+    shutil.rmtree(service.settings.data_dir / "jobs" / str(job_id), ignore_errors=True)
+    return Response(status_code=204)
 
 
 def _edit(service: Service, job_id: int, patch: dict[str, Any]) -> Response:

@@ -33,7 +33,10 @@ _LONG = ("corrupt", "empty_classes", "duplicates", "classes")
 ARCHIVE_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "A zip or tar archive of class folders, as it is: `curl --data-binary @FILE`, or `curl -X POST -T FILE`.",
+        "description": (
+            "A zip or tar archive of class folders, or of images and a CSV, as it is: `curl --data-binary @FILE`, or "
+            "`curl -X POST -T FILE`."
+        ),
         "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in ARCHIVES},
     }
 }
@@ -56,11 +59,11 @@ async def post_dataset(
     service: Svc,
     name: Annotated[Name | None, Query(description="For people.", examples=["pets"])] = None,
 ) -> Response:
-    """A folder for each class with its images in it, or `train/` and `val/` of such folders; one folder around all is taken away.
+    """A folder for each class with its images in it, `train/` and `val/` of such folders, or images and a CSV of their labels.
 
-    Each image is decoded once, and the answer says what was found: classes and counts, images that cannot be read, duplicates.
-    What cannot train is refused, and nothing of it stays. The same files, however they are packed, are one dataset. A job trains
-    on it by `"dataset": {"source": "upload:ID"}`.
+    Folders around everything are taken away. Each image is decoded once, and the answer says what was found: classes and counts,
+    images that cannot be read, duplicates. What cannot train is refused, and nothing of it stays. The same files, however they
+    are packed, are one dataset. A job trains on it by `"dataset": {"source": "upload:ID"}`.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in {*ARCHIVES, *_UNTOLD, *_SAME_AS}:
@@ -122,7 +125,7 @@ def _keep(service: Service, upload: Upload, report: dict[str, Any], name: str | 
 def _view(dataset: Dataset) -> dict[str, Any]:
     """A row as `schemas.Dataset`."""
     about = {"id": dataset.id, "name": dataset.name, "source": datasets.source(dataset.id)}
-    return {**about, **dataset.report, "created_at": iso(dataset.created_at)}
+    return {**about, "task": None, **dataset.report, "created_at": iso(dataset.created_at)}
 
 
 async def _check(service: Service, upload: Upload) -> dict[str, Any]:

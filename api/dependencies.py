@@ -57,4 +57,4 @@ def _query_names(route: APIRoute) -> list[str]:
 
 
 Svc = Annotated[Service, Depends(service_of)]
-JobId = Annotated[int, Path(ge=1, le=INT64, description="The job's `id`.", examples=[1])]
+JobId = Annotated[int, Path(ge=1, le=INT64, description="The job's `id`; `GET /jobs` lists them.", examples=[1])]

@@ -13,14 +13,18 @@ from api.answers import JsonResponse
 from api.dependencies import INT64, JobId, Service, Svc
 from api.problems import ProblemError
 from core.errors import Fault
-from core.events import EpochData, LeftOutData, RewoundData, Row, without
+from core.events import EpochData, Figure, LeftOutData, RewoundData, Row, without
 from store import events, jobs
 from store.tables import Job
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["reports"])
 
 Epoch = Annotated[int | None, Query(ge=0, le=INT64, description="From 0; by default the last one that is done.")]
-Step = Annotated[int, Query(ge=0, le=INT64, description="From 0 over the whole job, as in `/losses`.", examples=[96])]
+Step = Annotated[int | None, Query(ge=0, le=INT64, description="From 0 over the whole job, as in `/losses`.", examples=[96])]
+LogEpoch = Annotated[
+    int | None, Query(ge=1, le=INT64, description="In place of `step`: with `iteration`, from 1, as the lines of `/logs` count.")
+]
+LogIteration = Annotated[int | None, Query(ge=1, le=INT64, description="With `epoch`: from 1 within it.")]
 
 
 @router.get("/evaluation", summary="A validation in full", response_model=schemas.Evaluation, responses=problems.responses(404))
@@ -43,17 +47,17 @@ def get_evaluation(job_id: JobId, service: Svc, epoch: Epoch = None) -> Response
     response_model=schemas.StepSamples,
     responses=problems.responses(404, 409),
 )
-async def get_samples(job_id: JobId, service: Svc, step: Step) -> Response:
-    """The training samples of an optimizer step, by name: what is behind a spike of the loss.
+async def get_samples(
+    job_id: JobId, service: Svc, step: Step = None, epoch: LogEpoch = None, iteration: LogIteration = None
+) -> Response:
+    """The training samples of an optimizer step, by name, and its loss: what is behind a spike.
 
     They are a function of the spec, the dataset and the step, so a step that is still to come may be asked for too. 409 where the
     dataset is no longer the one that the job was submitted with. `left_out` marks an image that could not be read, and was in no
     batch from then on.
     """
     job, rows = await run_in_threadpool(_job, service, job_id)
-    if job.steps_total is not None and step >= job.steps_total:
-        fault = Fault("query/step", f"job {job_id} has no step {step}; its steps are 0 to {job.steps_total - 1}")
-        raise ProblemError.of_faults("invalid-parameter", [fault])
+    step = _step(job, step, epoch, iteration)
     fingerprint = job.plan.get("dataset", {}).get("fingerprint")
     payload = {"spec": job.spec, "places": service.settings.places(), "step": step, "fingerprint": fingerprint}
     derived = await plans.ask(service, "core.data.forensics:samples_request", payload)
@@ -63,7 +67,42 @@ async def get_samples(job_id: JobId, service: Svc, step: Step) -> Response:
         raise ProblemError(409, "dataset-changed", detail)
     left_out = without(rows, step)
     samples = [{**sample, "left_out": sample["index"] in left_out} for sample in derived["found"]["samples"]]
-    return JsonResponse({**derived["found"], "samples": samples})
+    loss = await run_in_threadpool(_loss, service, job_id, step)
+    per_epoch = _per_epoch(job)
+    counted = None if per_epoch is None else step % per_epoch + 1
+    return JsonResponse({**derived["found"], "samples": samples, "iteration": counted, "loss": loss})
+
+
+def _step(job: Job, step: int | None, epoch: int | None, iteration: int | None) -> int:
+    """The step that is asked for by its number, or as the lines of the log count."""
+    per_epoch = _per_epoch(job)
+    faults = []
+    if (step is None) == (epoch is None) or (epoch is None) != (iteration is None):
+        faults.append(Fault("query/step", "send either step, or epoch and iteration as the log counts them"))
+    elif step is not None:
+        if job.steps_total is not None and step >= job.steps_total:
+            faults.append(Fault("query/step", f"job {job.id} has no step {step}; its steps are 0 to {job.steps_total - 1}"))
+    elif per_epoch is None:
+        faults.append(Fault("query/iteration", "how many an epoch has is known once a worker has begun; until then send step"))
+    elif epoch is not None and iteration is not None:
+        if epoch > job.epochs:
+            faults.append(Fault("query/epoch", f"job {job.id} has no epoch {epoch}; its epochs are 1 to {job.epochs}"))
+        if iteration > per_epoch:
+            told = f"an epoch of job {job.id} has no iteration {iteration}; it has 1 to {per_epoch}"
+            faults.append(Fault("query/iteration", told))
+        step = (epoch - 1) * per_epoch + iteration - 1
+    if faults or step is None:
+        raise ProblemError.of_faults("invalid-parameter", faults)
+    return step
+
+
+def _per_epoch(job: Job) -> int | None:
+    return job.steps_total // job.epochs if job.steps_total else None
+
+
+def _loss(service: Service, job_id: int, step: int) -> Figure | None:
+    with service.database.read() as session:
+        return events.losses(session, job_id).at(step)
 
 
 def _job(service: Service, job_id: int) -> tuple[Job, list[Row]]:

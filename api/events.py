@@ -20,8 +20,10 @@ from store import events, jobs
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["log"])
 
+SEQ = "Graft-Seq"
 JSON, NDJSON, SSE = "application/json", "application/x-ndjson", "text/event-stream"
 PAGE = 100
+MOST_LINES = 100_000
 HEARTBEAT = b": heartbeat\n\n"
 RETRY = b"retry: 1000\n\n"
 """The first bytes of an SSE stream: it lives, and a client that is cut off comes back after a second."""
@@ -78,7 +80,8 @@ async def get_events(
 
     `Accept: application/json` gives a page, `application/x-ndjson` a line per event, `text/event-stream` SSE. A followed stream
     ends with the event `end`; one that ends without it was cut: go on with `after=` or `Last-Event-ID`, and nothing is lost or
-    doubled.
+    doubled. Server-sent events are named by their kind: in a browser, `addEventListener("iterations", …)` hears one, `onmessage`
+    does not.
     """
     wanted = _kinds(kinds)
     form = negotiate(request, [JSON, NDJSON, SSE])
@@ -102,12 +105,22 @@ async def get_events(
     "/logs",
     summary="Read or follow the log as text",
     response_class=PlainTextResponse,
-    responses={200: {"description": "Lines for people."}, **problems.responses(404)},
+    responses={
+        200: {
+            "description": "Lines for people.",
+            "headers": {SEQ: {"description": "With `tail`: the `after` that goes on from it.", "schema": {"type": "integer"}}},
+        },
+        **problems.responses(404),
+    },
 )
 def get_logs(
     job_id: JobId,
     service: Svc,
     follow: Annotated[bool, Query(description="Stay and send what comes, until the job has ended.")] = False,
+    tail: Annotated[
+        int | None, Query(ge=0, le=MOST_LINES, description="Only so many of the last lines, then what comes.")
+    ] = None,
+    after: After = 0,
 ) -> Response:
     """What a training script prints, and what else happened, a line each.
 
@@ -117,8 +130,30 @@ def get_logs(
     with service.database.read() as session:
         job = jobs.get(session, job_id)
     encoder = forms.LogText(job.steps_total // job.epochs if job.steps_total else None)
+    text, headers = b"", {}
+    if tail is not None:
+        text, after = _tail(service, job_id, encoder, tail, after)
+        headers = {SEQ: str(after)}
+        if not follow:
+            return PlainTextResponse(text, headers=headers)
     read = service.broadcaster.follow if follow else service.broadcaster.replay
-    return LogStream(with_heartbeats(read(job_id, 0, encoder), b""), "text/plain; charset=utf-8")
+    stream = LogStream(with_heartbeats(read(job_id, after, encoder), b"", text), "text/plain; charset=utf-8")
+    stream.headers.update(headers)
+    return stream
+
+
+def _tail(service: Service, job_id: int, encoder: forms.LogText, count: int, after: int) -> tuple[bytes, int]:
+    """The last lines of what lies past `after`, read from the end; and the `seq` of the last event among them."""
+    lines: list[bytes] = []
+    with service.database.read() as session:
+        last, _ = events.last_seq(session, job_id)
+        start = last
+        while start > after and len(lines) < count:
+            before = max(after, start - PAGE)
+            page = events.read(session, job_id, after=before, limit=start - before)  # without gaps: these, and all of them
+            lines = [line for event in page for line in encoder(event).splitlines(keepends=True)] + lines
+            start = before
+    return b"".join(lines[max(0, len(lines) - count) :]), max(last, after)
 
 
 def _check_form(form: str, limit: int | None, *, follow: bool) -> None:

@@ -24,6 +24,7 @@ from core.events import (
     StateData,
     TransferData,
     number,
+    validated,
 )
 from store.events import StoredEvent
 
@@ -129,7 +130,10 @@ def _value(value: Any) -> str:
 
 
 def _checkpoint(_event: StoredEvent, data: dict[str, Any]) -> Iterator[str]:
-    yield f"Epoch {data['epoch'] + 1} : Checkpoint at step {data['step']}{', the best so far' if data['best'] else ''}"
+    worth = ", the best so far" if data["best"] else ""
+    if not validated(data["figures"]):  # one of a pause, say: the best only of those that were not validated either
+        worth = ", not validated"
+    yield f"Epoch {data['epoch'] + 1} : Checkpoint at step {data['step']}{worth}"
 
 
 def _log(_event: StoredEvent, data: dict[str, Any]) -> Iterator[str]:

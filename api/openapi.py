@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute, iter_route_contexts
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
@@ -15,12 +16,13 @@ from core.adjustments import TimedPatch
 from core.spec import JobSpec
 
 DESCRIPTION = """
-Graft trains image classifiers from pretrained weights. Send a job spec, follow its log, download the weights.
+Graft trains models of images from pretrained weights: for one class of several, for several labels, or for numbers. Send a job
+spec, follow its log, download the weights.
 
 ```sh
 curl -s localhost:8000/jobs -H 'Content-Type: application/json' \\
      -d '{"dataset": {"source": "sklearn:digits", "image_size": 32}, "model": {"name": "torchvision:resnet18"}}'
-curl -N localhost:8000/jobs/1/logs?follow=true
+curl -N 'localhost:8000/jobs/1/logs?follow=true'
 ```
 
 - **Errors** are `application/problem+json` (RFC 9457) for every status; `errors[].pointer` names the place, and the message says
@@ -66,7 +68,20 @@ def _schema(app: FastAPI) -> dict[str, Any]:
     components.update(_definitions([JobSpec, JobPatch, TimedPatch, Problem], "validation"))
     for name in ("HTTPValidationError", "ValidationError"):
         components.pop(name, None)
+    _restore_examples(app, document)
     return document
+
+
+def _restore_examples(app: FastAPI, document: dict[str, Any]) -> None:
+    """Put the examples of request bodies in as they were written: FastAPI leaves out what is null, which in a patch says much."""
+    for route in (context.original_route for context in iter_route_contexts(app.routes)):
+        if isinstance(route, APIRoute) and route.include_in_schema:
+            written = (route.openapi_extra or {}).get("requestBody", {}).get("content", {})
+            for method in route.methods or ():
+                operation = document["paths"][route.path_format][method.lower()]
+                for media_type, content in written.items():
+                    if "examples" in content:
+                        operation["requestBody"]["content"][media_type]["examples"] = content["examples"]
 
 
 def _definitions(models: list[type[BaseModel]], mode: Any) -> dict[str, Any]:

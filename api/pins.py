@@ -20,6 +20,7 @@ from api.dependencies import INT64, Service
 from api.problems import ProblemError
 from core import hashes
 from core.errors import Fault, SpecError
+from core.events import validated
 from core.places import FETCHED, PinnedWeights, Places
 from core.spec import JobSpec, PretrainedSpec
 from fetching import header, hub
@@ -111,6 +112,18 @@ def looked_through(pinned: PinnedWeights) -> PinnedWeights:
     if pinned.sha256 is not None:
         hashes.remember_finite(pinned.sha256)
     return pinned.model_copy(update={"finite": True})
+
+
+def warnings(service: Service, pinned: PinnedWeights | None) -> list[str]:
+    """What to know of the checkpoint that a job would begin with."""
+    if pinned is None or pinned.job is None:
+        return []
+    with service.database.read() as session:
+        found = choose(events.checkpoints(session, pinned.job), str(pinned.step))
+    if found is None or validated(found["figures"]):
+        return []
+    why = "its epoch was not over, or there is nothing to validate with"
+    return [f"the checkpoint of job {pinned.job} at step {pinned.step} was not validated ({why}): no figure says how good it is"]
 
 
 def view(pinned: dict[str, Any]) -> dict[str, Any] | None:

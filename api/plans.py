@@ -23,7 +23,7 @@ from core.errors import Fault
 from core.places import PinnedWeights
 from core.spec import JobSpec, faults_of
 from sandbox import CallFailed, CallKilled, CallRefused, CallTimeout, Limits, SandboxError
-from store import workers
+from store import datasets, workers
 from store.pins import Pin
 
 log = logging.getLogger(__name__)
@@ -102,8 +102,9 @@ async def plan(service: Service, body: Mapping[str, Any]) -> Planned:
     pinned = await run_in_threadpool(pins.pin, service, spec)
     async with _readable(service, pinned) as known:
         named = {} if spec.pretrained is None or known is None else {spec.pretrained.source: known.model_dump(mode="json")}
-        payload = {"spec": body, "places": {**service.settings.places(), "pinned": named}}
-        found = await ask(service, "core.plan:plan_request", payload)
+        unreadable = await run_in_threadpool(_unreadable, service, spec.dataset.source)
+        places = {**service.settings.places(), "pinned": named, "unreadable": unreadable}
+        found = await ask(service, "core.plan:plan_request", {"spec": body, "places": places})
     if pinned is None and found["pinned"] is not None:
         official = PinnedWeights.model_validate(found["pinned"])
         pinned = await run_in_threadpool(pins.complete, service, spec, official)
@@ -111,7 +112,14 @@ async def plan(service: Service, body: Mapping[str, Any]) -> Planned:
         pinned = pins.looked_through(pinned)
     stored = {} if spec.pretrained is None or pinned is None else {spec.pretrained.source: _stored(pinned)}
     transfer = _hashed(found["transfer"], pinned)
-    return Planned(spec=found["spec"], plan={**found, "transfer": transfer, "pinned": pins.view(stored)}, pinned=stored)
+    warnings = [*found["warnings"], *await run_in_threadpool(pins.warnings, service, pinned)]
+    told = {"transfer": transfer, "pinned": pins.view(stored), "warnings": warnings}
+    return Planned(spec=found["spec"], plan={**found, **told}, pinned=stored)
+
+
+def _unreadable(service: Service, source: str) -> list[str]:
+    with service.database.read() as session:
+        return datasets.unreadable(session, source)
 
 
 @asynccontextmanager
@@ -148,8 +156,12 @@ async def ask(service: Service, target: str, payload: Mapping[str, Any]) -> dict
         faults = [Fault(fault["pointer"], fault["message"]) for fault in error.faults]
         raise ProblemError.of_faults("invalid-spec", faults) from None
     except CallTimeout as error:
-        detail = f"the plan took longer than {error.seconds:g} s (GRAFT_PLAN_SECONDS); try again, or plan something smaller"
-        raise ProblemError(503, "plan-timeout", detail, headers={"Retry-After": "10"}) from None
+        # no 503: whoever sends it again has it run for as long again
+        detail = (
+            f"this was stopped after {error.seconds:g} s (GRAFT_PLAN_SECONDS), and would take as long again: look for code of "
+            "your own that does not end, by calling the model on one batch; where it is only slow, plan less, or allow more"
+        )
+        raise ProblemError(422, "plan-timeout", detail) from None
     except CallFailed as error:
         log.warning("%s failed: %s\n%s", target, error, "\n".join(error.lines))
         raise _failed(service, error) from None

@@ -26,6 +26,10 @@ from store.errors import StoreError
 MEDIA_TYPE = "application/problem+json"
 
 
+_UNFIT = {"int_parsing": "send a whole number", "string_pattern_mismatch": "this text does not fit"}
+"""What is said of a parameter where pydantic would quote an expression."""
+
+
 class Place(BaseModel):
     """One thing wrong with the request."""
 
@@ -143,14 +147,25 @@ def _methods(request: Request) -> list[str]:
     return sorted(found)
 
 
-async def _invalid_parameters(_request: Request, error: Exception) -> Response:
+async def _invalid_parameters(request: Request, error: Exception) -> Response:
     """Parameters of path, query and header. (Bodies are read by `api.body`.) The input is never repeated."""
     assert isinstance(error, RequestValidationError)  # noqa: S101
     faults = []
     for item in error.errors():
         place, *names = (str(part) for part in item["loc"])
-        faults.append(Fault(f"{place}/{'/'.join(names)}", str(item["msg"]).removeprefix("Value error, ")))
+        message = str(item["msg"]).removeprefix("Value error, ")
+        if item["type"] in _UNFIT:
+            message = f"{_UNFIT[item['type']]}{_described(request, names[-1])}"
+        faults.append(Fault(f"{place}/{'/'.join(names)}", message))
     return ProblemError.of_faults("invalid-parameter", faults).response()
+
+
+def _described(request: Request, name: str) -> str:
+    """`. What fits: …`, where its route says what a parameter is."""
+    dependant = request.scope["route"].dependant
+    fields = [*dependant.path_params, *dependant.query_params, *dependant.header_params]
+    said = next((field.field_info.description for field in fields if field.alias == name), None)
+    return f". What fits: {said}" if said else ""
 
 
 async def _database_away(_request: Request, _error: Exception) -> Response:

@@ -74,7 +74,7 @@ class Links(BaseModel):
 
 
 class ForkedFrom(BaseModel):
-    """The job that a fork was made of."""
+    """The job that a fork was made of; it may have been deleted since."""
 
     job: int
     step: int | None = Field(description="Of the checkpoint whose weights it began with; null where it took none.")
@@ -126,6 +126,7 @@ class Job(BaseModel):
         description="While running, once it can be told: until the last step, if no rule stops it before."
     )
     warnings: list[str] = Field(description="What the plan warned of; and, while queued, that no living worker could run it.")
+    waits_for: list[str] = Field(description="While queued: what worker it waits for, where no living one could run it.")
     created_at: Time
     queued_at: Time
     started_at: Time | None
@@ -285,6 +286,10 @@ class StepSamples(BaseModel):
 
     step: int = Field(description="From 0 over the whole job.")
     epoch: int = Field(description="From 0.")
+    iteration: int | None = Field(
+        description="From 1 within its epoch, as the lines of `/logs` count; null before a worker has begun."
+    )
+    loss: Figure | None = Field(description="Its loss; null where it has not been trained yet.")
     batches: list[int] = Field(description="The numbers of its batches in the epoch, from 0.")
     samples: list[Sample] = Field(description="In the order in which they are read.")
 
@@ -295,9 +300,13 @@ class Checkpoint(BaseModel):
     step: int
     epoch: int
     figures: dict[str, Figure]
-    best: bool = Field(description="The best of those that are kept, by the spec's metric.")
+    best: bool = Field(
+        description="The best of those that are kept, by the spec's metric; what was validated goes before the rest."
+    )
+    validated: bool = Field(description="Whether its figures are of a validation: those of a pause in mid-epoch are not.")
     sha256: str = Field(description="Of weights.safetensors.")
-    bytes: int = Field(description="Of the whole checkpoint, optimizer state included.")
+    bytes: int = Field(description="Of the whole checkpoint on the disk, optimizer state included.")
+    weights_bytes: int | None = Field(description="Of weights.safetensors, the download; null where the file is gone.")
     weights: str = Field(description="Where to download the weights.")
     model: str = Field(description="Where to download what they are: architecture, classes, preprocessing, figures, hashes.")
 
@@ -311,12 +320,12 @@ class Checkpoints(BaseModel):
 class DatasetCounts(BaseModel):
     """Of all; the lists of a dataset have the first thousand."""
 
-    classes: int = Field(description="Classes that have an image.")
+    classes: int = Field(description="Classes that have an image; of a CSV also its labels, or its numbers.")
     train: int = Field(description="Images.")
     validation: int = Field(description="Images; 0 where it has no split of its own.")
     corrupt: int = Field(description="Images that cannot be read.")
-    repeated: int = Field(description="Pictures that are more than once in one class of one split.")
-    conflicting: int = Field(description="Pictures that are in several classes.")
+    repeated: int = Field(description="Pictures that are more than once in one class of one split, or with the same targets.")
+    conflicting: int = Field(description="Pictures that are in several classes, or with targets that differ.")
     leaking: int = Field(description="Pictures that are in both splits.")
     left_out: int = Field(description="Files that were not kept: of other kinds, or in no class folder.")
 
@@ -328,6 +337,9 @@ class DatasetSummary(BaseModel):
     name: str | None
     source: str = Field(description="How a spec names it.", examples=["upload:1"])
     sha256: str = Field(description="Of its names and contents: the same files are one dataset.")
+    task: Task | None = Field(
+        description="What its targets are; null where its CSV can be read in two ways: then a job says it by `dataset.task`."
+    )
     images: int
     bytes: int
     counts: DatasetCounts
@@ -336,7 +348,7 @@ class DatasetSummary(BaseModel):
 
 
 class ClassCount(BaseModel):
-    """The images of a class."""
+    """The images of a class; of a CSV, those that have a label, or all for each number to be learnt."""
 
     name: str
     train: int
@@ -344,7 +356,7 @@ class ClassCount(BaseModel):
 
 
 class CorruptImage(BaseModel):
-    """An image that cannot be read. It was kept: a job fails with its name, or leaves it out (`dataset.corrupt`)."""
+    """An image that cannot be read. It was kept: a job on it is refused, or leaves it out (`dataset.corrupt`)."""
 
     name: str
     reason: str
@@ -361,8 +373,8 @@ class SamePicture(BaseModel):
 class Duplicates(BaseModel):
     """Pictures that are there more than once. One in several classes and in both splits is in two of the lists."""
 
-    repeated: list[SamePicture] = Field(description="In one class of one split.")
-    conflicting: list[SamePicture] = Field(description="In several classes: a label of each is wrong.")
+    repeated: list[SamePicture] = Field(description="In one class of one split, or with the same targets.")
+    conflicting: list[SamePicture] = Field(description="In several classes, or with targets that differ: one of them is wrong.")
     leaking: list[SamePicture] = Field(description="In both splits: the validation will look better than it is.")
 
 

@@ -17,6 +17,10 @@ def unserved(queue: str, gpus: int | None, served: Served) -> list[str]:
         return [f"no living worker serves the queue '{queue}'; start one with GRAFT_QUEUES={queue} (GET /workers)"]
     if any(worker.fits(gpus) for worker in workers):
         return []
+    if gpus != 0 and any(worker.gpus > worker.gpus_free for worker in workers):
+        return [
+            f"the GPUs of the queue '{queue}' are out of use (GET /workers, `gpus_out`); mend them, and start their worker again"
+        ]
     if gpus:
         most = max(worker.gpus for worker in workers)
         return [f"no living worker of the queue '{queue}' has {gpus} GPUs, the largest has {most}; it waits for one that has"]

@@ -7,9 +7,9 @@ make benchmark-peers ARGS="--workload 4 --markdown"
 Each contender is a process of its own (`contenders/`), with the same model, seed, images decoded in memory, batch of 64, Adam at
 1e-3 and threads; for the rest as its documentation would have one write it, with the log and progress bar that it has by default,
 and without worker processes, which on two cores only cost. They take turns, a block of iterations each, so that a slow moment of
-the machine falls on all; whoever has no turn stands still. The figures are medians over the iterations of all turns but the
-first, which warms up. An iteration begins where the one before it has ended; the first of a turn and of an epoch do not count, so
-neither do validation and checkpoints.
+the machine falls on all; whoever has no turn stands still. The figure of a turn is the mean of its iterations, a contender's is
+the median of its turns but the first, which warms up. An iteration begins where the one before it has ended; the first of a turn
+and of an epoch do not count, so neither do validation and checkpoints.
 
 Workload 3 is told in seconds instead: ten whole epochs from the call that trains to its return, with all that the library does
 around them, but without its import and the decoding of the images (ours decodes: it is a job from its beginning).
@@ -60,19 +60,20 @@ class Absent(Exception):  # noqa: N818 - it is no error: the table says it
 class Record:
     """What a contender did on a workload."""
 
-    iterations: list[float] = field(default_factory=list)
+    turns: list[float] = field(default_factory=list)
+    """The mean seconds of an iteration in each turn."""
     totals: list[float] = field(default_factory=list)
     """Seconds of each whole run, where the workload has an end."""
     absent: str | None = None
 
     @property
     def seconds(self) -> float:
-        """The median: of an iteration, or of the whole."""
-        return statistics.median(self.totals or self.iterations)
+        """The median: of the turns, or of the whole runs."""
+        return statistics.median(self.totals or self.turns)
 
     def quartiles(self) -> tuple[float, float]:
         """The first and the third; of very few whole runs, the lowest and the highest."""
-        values = self.totals or self.iterations
+        values = self.totals or self.turns
         if len(values) < 4:
             return min(values), max(values)
         low, _, high = statistics.quantiles(values, n=4)
@@ -179,7 +180,7 @@ def race(started: dict[str, Contender], task: Task, turns: int, records: dict[st
                 running.remove(name)
                 continue
             if turn:
-                records[name].iterations += block.iterations
+                records[name].turns.append(statistics.mean(block.iterations))
     for name in running:
         started[name].stop()
 
@@ -274,7 +275,7 @@ def versions() -> str:
 def table(workload: Workload, records: dict[str, Record], *, markdown: bool) -> Iterator[str]:
     """The lines of a table, the fastest first."""
     whole = workload.epochs is not None
-    head = ["", "seconds", "lowest … highest", "of ours"] if whole else ["", "median ms", "quartiles", "it/s", "of bare"]
+    head = ["", "seconds", "lowest … highest", "of ours"] if whole else ["", "ms", "quartiles", "it/s", "of bare"]
     run = {name: record for name, record in records.items() if not record.absent}
     against = _seconds(run, OURS if whole else BARE)
     rows = []

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Group
 
-from client import control, data, evaluation, overviews, reports, tables, transfer
+from client import catalog, control, data, evaluation, overviews, reports, tables, taking, transfer
 from client.http import Json, RefusedError
 from client.serve import Ready, ServeError
 from client.serve import serve as run_service
@@ -19,6 +19,7 @@ from client.terminal import (
     AsJson,
     Exit,
     Follow,
+    GlobalUrl,
     JobId,
     Key,
     Spec,
@@ -52,6 +53,7 @@ def _tell_version(asked: bool) -> None:
 
 @app.callback()
 def main(
+    url: GlobalUrl = None,
     _: Annotated[
         bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Say which version this is, and exit.")
     ] = False,
@@ -149,22 +151,29 @@ def _report(read: Callable[[int], Json], job_id: int) -> Json | None:
 def logs(
     job_id: JobId,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    tail: Annotated[
+        int | None, typer.Option("--tail", "-n", min=0, help="Only so many of the last lines, then what comes.")
+    ] = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """Print a job's log as text, a line per iteration; with --json every event."""
+    if as_json and tail is not None:
+        raise typer.BadParameter("it counts lines of text, and --json has events", param_hint="--tail")
     with service(url, as_json) as client:
         if as_json:
             end = stream_json(client, job_id, follow=follow)
             if follow:
                 exit_as(end)
             return
-        for line in client.logs(job_id, follow=follow):
+        for line in client.logs(job_id, follow=follow, tail=tail):
             typer.echo(line)
         if follow:
             raise typer.Exit(OF_STATE[client.job(job_id)["state"]])
 
 
 app.add_typer(evaluation.app)
+app.add_typer(taking.app)
 app.add_typer(control.app)
 app.add_typer(data.app)
+app.add_typer(catalog.app)

@@ -1,4 +1,4 @@
-"""The commands that steer what is there: cancel, pause, resume and fork a job; list the workers, drain one."""
+"""The commands that steer what is there: cancel, pause, resume, delete and fork jobs, change groups, list and drain workers."""
 
 from __future__ import annotations
 
@@ -8,31 +8,56 @@ import typer
 from rich.console import RenderableType
 
 from client import overviews, reports
-from client.http import Json
-from client.terminal import AsJson, Follow, JobId, Key, Url, answer_submitted, read_file, service, show_answer
+from client.http import Client, Json
+from client.terminal import (
+    AsJson,
+    At,
+    Follow,
+    GroupName,
+    JobId,
+    JobIds,
+    Key,
+    Url,
+    answer_submitted,
+    for_each,
+    out,
+    read_file,
+    service,
+    show_answer,
+)
 
 app = typer.Typer()
 
 
 @app.command()
-def cancel(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
-    """Cancel a job: at once while it waits or is paused, within two seconds while it runs."""
-    with service(url, as_json) as client:
-        show_answer(client.cancel(job_id), _told, as_json)
+def cancel(job_ids: JobIds, url: Url = None, as_json: AsJson = False) -> None:
+    """Cancel jobs: at once while they wait or are paused, within two seconds while they run."""
+    for_each(job_ids, url, as_json, lambda client, job_id: show_answer(client.cancel(job_id), _told, as_json))
 
 
 @app.command()
-def pause(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
-    """Pause a job: it gives its slot to others, until it is resumed."""
-    with service(url, as_json) as client:
-        show_answer(client.pause(job_id), _told, as_json)
+def pause(job_ids: JobIds, url: Url = None, as_json: AsJson = False) -> None:
+    """Pause jobs: they give their slots to others, until they are resumed."""
+    for_each(job_ids, url, as_json, lambda client, job_id: show_answer(client.pause(job_id), _told, as_json))
 
 
 @app.command()
-def resume(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
-    """Put a paused job back into its queue; it goes on from where it stood."""
-    with service(url, as_json) as client:
-        show_answer(client.resume(job_id), _told, as_json)
+def resume(job_ids: JobIds, url: Url = None, as_json: AsJson = False) -> None:
+    """Put paused jobs back into their queues; they go on from where they stood."""
+    for_each(job_ids, url, as_json, lambda client, job_id: show_answer(client.resume(job_id), _told, as_json))
+
+
+@app.command("delete", hidden=True, help="The same as `graft rm`.")
+@app.command("rm")
+def delete(job_ids: JobIds, url: Url = None, as_json: AsJson = False) -> None:
+    """Remove jobs that have ended, with their logs and checkpoints: that frees the disk, and cannot be undone."""
+
+    def remove(client: Client, job_id: int) -> None:
+        client.delete(job_id)
+        if not as_json:
+            out.print(f"Job {job_id} is deleted.")
+
+    for_each(job_ids, url, as_json, remove)
 
 
 @app.command()
@@ -67,15 +92,29 @@ def fork(  # noqa: PLR0917 (each is an option of the command)
 @app.command()
 def lr(  # noqa: PLR0917 (each is an option of the command)
     job_id: JobId,
-    group: Annotated[str, typer.Argument(metavar="GROUP", help="Its name, as `graft groups` has it.")],
+    group: GroupName,
     value: Annotated[float, typer.Argument(metavar="VALUE", min=0, help="The new lr; a schedule goes on from it.")],
-    at: Annotated[int | None, typer.Option(metavar="STEP", min=0, help="When; by default at the next step.")] = None,
+    at: At = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """Change the lr of a parameter group, while the job runs, waits or is paused."""
     with service(url, as_json) as client:
         show_answer(client.adjust(job_id, group, {"lr": value}, at_step=at), reports.adjustment_text, as_json)
+
+
+@app.command()
+def freeze(job_id: JobId, group: GroupName, at: At = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Freeze a parameter group: it trains no more, until it is thawed."""
+    with service(url, as_json) as client:
+        show_answer(client.adjust(job_id, group, {"freeze": True}, at_step=at), reports.adjustment_text, as_json)
+
+
+@app.command()
+def thaw(job_id: JobId, group: GroupName, at: At = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Let a frozen parameter group train."""
+    with service(url, as_json) as client:
+        show_answer(client.adjust(job_id, group, {"freeze": False}, at_step=at), reports.adjustment_text, as_json)
 
 
 @app.command()

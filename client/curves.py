@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from rich.text import Text
@@ -19,6 +19,7 @@ Points = Sequence[Sequence[float]]
 
 def curves_view(plan: Json) -> list[Text]:
     """A picture of each curve that is not flat, lr first, then momentum; those that differ in height alone are one."""
+    of = {row["name"]: row["of"] for row in plan["groups"]["groups"]}
     schedules = {
         row["name"]: row["schedule"]
         for row in plan["groups"]["groups"]
@@ -31,7 +32,7 @@ def curves_view(plan: Json) -> list[Text]:
             if group in schedules and any(value != top for _, value in points):
                 shape = tuple((step, round(value / top, 6)) for step, value in points)
                 alike.setdefault((kind, _name(schedules[group]), shape), []).append((group, points))
-    pictures = [_picture(str(kind), str(name), groups) for (kind, name, _), groups in alike.items()]
+    pictures = [_picture(str(kind), str(name), _families(groups, of)) for (kind, name, _), groups in alike.items()]
     more = [Text(f"and {len(pictures) - _MOST} more curves: --json", style="dim")] if len(pictures) > _MOST else []
     return [*pictures[:_MOST], *more]
 
@@ -48,17 +49,32 @@ def braille(values: Sequence[float], height: int) -> list[str]:
     return ["".join(map(chr, row)) for row in cells]
 
 
-def _picture(kind: str, name: str, groups: Sequence[tuple[str, Points]]) -> Text:
-    _, points = groups[0]
+def _families(groups: Sequence[tuple[str, Points]], of: Mapping[str, str]) -> dict[str, list[Points]]:
+    """The curves by the group of the spec that each belongs to: its parts are many."""
+    families: dict[str, list[Points]] = {}
+    for group, points in groups:
+        families.setdefault(of[group], []).append(points)
+    return families
+
+
+def _picture(kind: str, name: str, families: Mapping[str, Sequence[Points]]) -> Text:
+    points = next(iter(families.values()))[0]
     last = points[-1][0]
     values = [_at(points, last * column / (2 * _WIDTH - 1)) for column in range(2 * _WIDTH)]
     heights = [value for _, value in points]
     labels = [f"{max(heights):.3g}", *[""] * (_HEIGHT - 2), f"{min(heights):.3g}"]
-    told = ", ".join(f"{group} {max(value for _, value in each):.3g}" for group, each in groups)
+    told = ", ".join(
+        f"{group} {_span([max(value for _, value in each) for each in curves])}" for group, curves in families.items()
+    )
     text = Text.assemble((kind, "bold"), f" of {told}", (f"   {name}", "dim"))
     for label, row in zip(labels, braille(values, _HEIGHT), strict=True):
         text.append(f"\n{label:>9} ", style="dim").append(row, style="cyan")
     return text.append(f"\n{'':10}{'step 0':<{_WIDTH // 2}}{f'step {last:.0f}':>{_WIDTH // 2}}", style="dim")
+
+
+def _span(tops: Sequence[float]) -> str:
+    low, high = f"{min(tops):.3g}", f"{max(tops):.3g}"
+    return low if low == high else f"{low} … {high}"
 
 
 def _at(points: Points, step: float) -> float:

@@ -109,7 +109,7 @@ class Run:
 def _both(console: Console, client: Client, spec: Json) -> tuple[Run, Run]:
     _heading(console, 2, "the transfer", f"graft plan {SPEC}")
     plan = client.plan(spec)
-    console.print(transfer_view(plan["transfer"]))
+    console.print(transfer_view(plan["transfer"], planned=True))
     console.print()
     console.print(groups_view(plan["groups"]))
     console.print()

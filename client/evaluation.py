@@ -32,15 +32,19 @@ def evaluation(
 
 
 @app.command()
-def samples(
+def samples(  # noqa: PLR0917 (each is an option of the command)
     job_id: JobId,
-    step: Annotated[int, typer.Argument(metavar="STEP", min=0, help="The step, from 0 over the whole job.")],
+    step: Annotated[int | None, typer.Argument(metavar="[STEP]", min=0, help="The step, from 0 over the whole job.")] = None,
+    epoch: Annotated[int | None, typer.Option(min=1, help="In place of STEP: the epoch, from 1, as the log counts.")] = None,
+    iteration: Annotated[int | None, typer.Option(min=1, help="And the iteration in that epoch, from 1.")] = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Name the training samples of a step: what is behind a spike of the loss."""
+    """Name the training samples of a step, and its loss: what is behind a spike."""
+    if (step is None) == (epoch is None) or (epoch is None) != (iteration is None):
+        raise typer.BadParameter("give either STEP, or --epoch and --iteration as the log counts them", param_hint="STEP")
     with service(url, as_json) as client:
-        show_answer(client.samples(job_id, step), samples_view, as_json)
+        show_answer(client.samples(job_id, step, epoch=epoch, iteration=iteration), samples_view, as_json)
 
 
 def evaluation_view(found: Json) -> RenderableType:
@@ -65,7 +69,9 @@ def samples_view(found: Json) -> RenderableType:
         table.add_row(str(row["index"]), escape(row["name"]), escape(_label(row["label"])), "left out" if row["left_out"] else "")
     batches = found["batches"]
     which = f"batch {batches[0] + 1}" if len(batches) == 1 else f"batches {batches[0] + 1} to {batches[-1] + 1}"
-    return Group(Text(f"Step {found['step']}: epoch {found['epoch'] + 1}, {which}"), table)
+    count = "" if found["iteration"] is None else f", iteration {found['iteration']}"
+    loss = "not trained yet" if found["loss"] is None else f"loss {figure(found['loss'])}"
+    return Group(Text(f"Step {found['step']}: epoch {found['epoch'] + 1}{count}, {which}, {loss}"), table)
 
 
 def _classes_table(classes: list[Json]) -> Table:

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import quote
 
 import httpx
+
+from client.errors import GraftError
+from client.saving import Part, holds, saved
+
+__all__ = [
+    "DEFAULT_URL",
+    "FINAL_STATES",
+    "Client",
+    "Fault",
+    "GraftError",
+    "Json",
+    "RefusedError",
+    "UnreachableError",
+]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 FINAL_STATES = ("succeeded", "failed", "cancelled")
@@ -32,8 +45,11 @@ class Fault(NamedTuple):
     message: str
 
 
-class GraftError(Exception):
-    """The service refused, or could not be asked."""
+class _Break(Enum):
+    """Why the lines of a stream begin anew: it ended, as far as HTTP can tell, or was cut."""
+
+    ENDED = 1
+    CUT = 2
 
 
 class UnreachableError(GraftError):
@@ -63,7 +79,8 @@ class RefusedError(GraftError):
 class Client:
     """Speaks to one service. Every call raises RefusedError or UnreachableError; use it as a context manager, or `close` it.
 
-    `patience`: for how many seconds a followed stream that was cut is sought again before UnreachableError is raised.
+    `patience`: for how many seconds a followed stream that was cut is sought again before UnreachableError is raised; `note` is
+    told, once each time, that it is sought and that it goes on.
     """
 
     def __init__(
@@ -72,10 +89,12 @@ class Client:
         *,
         timeout: float = 90.0,
         patience: float = 60.0,
+        note: Callable[[str], None] | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.url = (url or os.environ.get("GRAFT_URL") or DEFAULT_URL).rstrip("/")
         self.patience = patience
+        self._note = note or (lambda _: None)
         try:
             self._http = httpx.Client(base_url=self.url, timeout=httpx.Timeout(timeout, connect=10.0), transport=transport)
         except httpx.InvalidURL as error:
@@ -104,6 +123,10 @@ class Client:
         """Who works for the service (`data`), and whether each is warm (`devices.ready`); what each of the `queues` holds."""
         return self._json("GET", "/workers")
 
+    def catalog(self, query: str | None = None) -> Json:
+        """What a spec may name, by kind; only names that contain `query`, where one is given."""
+        return self._json("GET", "/catalog", query={"q": query})
+
     def plan(self, spec: Json) -> Json:
         """Everything that can be known before training: the resolved spec, transfer, groups, steps, memory, warnings."""
         return self._json("POST", "/plans", body=spec)
@@ -123,6 +146,10 @@ class Client:
     def cancel(self, job_id: int) -> Json:
         """The job, cancelled if it was queued, else with `requested: cancel`."""
         return self._json("POST", f"/jobs/{job_id}/cancel")
+
+    def delete(self, job_id: int) -> None:
+        """Remove a job that has ended, with its log and its checkpoints."""
+        self._answer("DELETE", f"/jobs/{job_id}")
 
     def pause(self, job_id: int) -> Json:
         """The job, paused if it waited, else with `requested: pause`."""
@@ -198,30 +225,35 @@ class Client:
         """A validation in full: classes, confusions, hardest samples; that of `epoch`, from 0, or the last one."""
         return self._json("GET", f"/jobs/{job_id}/evaluation", query={"epoch": epoch})
 
-    def samples(self, job_id: int, step: int) -> Json:
-        """The training samples of a step, from 0 over the whole job."""
-        return self._json("GET", f"/jobs/{job_id}/samples", query={"step": step})
+    def samples(self, job_id: int, step: int | None = None, *, epoch: int | None = None, iteration: int | None = None) -> Json:
+        """The training samples of a step and its loss: of `step`, from 0 over the whole job, or as the log counts, from 1."""
+        return self._json("GET", f"/jobs/{job_id}/samples", query={"step": step, "epoch": epoch, "iteration": iteration})
 
     def checkpoints(self, job_id: int) -> list[Json]:
         """The checkpoints that are kept, with their figures."""
         data: list[Json] = self._json("GET", f"/jobs/{job_id}/checkpoints")["data"]
         return data
 
-    def logs(self, job_id: int, *, follow: bool = False) -> Iterator[str]:
-        """The log as text for people, a line each: up to now, or with `follow` as it grows, to its end.
+    def logs(self, job_id: int, *, follow: bool = False, tail: int | None = None) -> Iterator[str]:
+        """The log as text for people, a line each: up to now, or with `follow` as it grows, to its end; only the last `tail`.
 
         It only grows, so a stream that was cut is taken up again past the lines that have come.
         """
-        path = f"/jobs/{job_id}/logs"
-        if not follow:
-            with self._stream(path, {}, "text/plain") as response:
-                yield from response.iter_lines()
-            return
-        seen, number, last = 0, 0, ""
-        for line in self._follow(path, {"follow": "true"}, "text/plain"):
-            if line is None:
-                if last.startswith("End : ") and self._ended(job_id):
+        path, query, last = f"/jobs/{job_id}/logs", {"follow": "true"}, ""
+        if not follow or tail is not None:
+            with self._stream(path, {} if tail is None else {"tail": str(tail)}, "text/plain") as response:
+                for last in response.iter_lines():
+                    yield last
+                query["after"] = response.headers.get("Graft-Seq", "0")
+            if not follow:
+                return
+        seen = number = 0
+        for line in self._follow(path, query, "text/plain"):
+            if isinstance(line, _Break):
+                if line is _Break.ENDED and last.startswith("End : ") and self._ended(job_id):
                     return
+                if line is _Break.ENDED and not seen and tail == 0 and self._ended(job_id, query["after"]):
+                    return  # past its end already, of which no line was asked for
                 number = 0
                 continue
             number += 1
@@ -247,8 +279,8 @@ class Client:
             return
         query["follow"] = "true"
         for line in self._follow(path, query, "application/x-ndjson"):
-            if line is None:
-                if self._ended(job_id, query["after"]):
+            if isinstance(line, _Break):
+                if line is _Break.ENDED and self._ended(job_id, query["after"]):
                     return
             elif (event := _event(line)) is not None:
                 query["after"] = str(event["seq"])
@@ -256,38 +288,76 @@ class Client:
                 if event["kind"] == "end":
                     return
 
-    def download(self, job_id: int, which: str | int, name: str, target: Path, *, sha256: str | None = None) -> Path:
+    def download(
+        self,
+        job_id: int,
+        which: str | int,
+        name: str,
+        target: Path,
+        *,
+        sha256: str | None = None,
+        progress: Callable[[int, int | None], None] | None = None,
+    ) -> Path:
         """Save `name` (`weights.safetensors` or `model.json`) of checkpoint `which` (a step, `best`, `last`) as `target`.
 
-        The file appears whole or not at all. Raises GraftError where its hash is not `sha256`.
+        The file appears whole or not at all. One that is cut off goes on where it was, now and, where `sha256` is known, at the
+        next call too. `progress` is told how many bytes are there, of how many. Raises GraftError where its hash is not `sha256`.
         """
-        target.parent.mkdir(parents=True, exist_ok=True)
-        digest = hashlib.sha256()
-        descriptor, part = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            path = f"/jobs/{job_id}/checkpoints/{which}/{name}"
-            with os.fdopen(descriptor, "wb") as file, self._stream(path, {}, "*/*") as response:
-                for block in response.iter_bytes():
-                    digest.update(block)
-                    file.write(block)
-            if sha256 is not None and digest.hexdigest() != sha256:
-                raise GraftError(f"{name} of checkpoint {which} arrived damaged; download it again")
-            Path(part).chmod(0o644)
-            Path(part).replace(target)
-        finally:
-            Path(part).unlink(missing_ok=True)
+        if sha256 is not None and holds(target, sha256):
+            return target
+        path = f"/jobs/{job_id}/checkpoints/{which}/{name}"
+        with saved(target, sha256) as part:
+            etag, most, failing = None if sha256 is None else f'"{sha256}"', part.size, None
+            while True:
+                try:
+                    etag = self._fetch(path, part, etag, progress)
+                except (UnreachableError, RefusedError) as error:
+                    if isinstance(error, RefusedError) and error.status < 500:
+                        raise
+                    if part.size > most:
+                        most, failing = part.size, None
+                    failing = failing or time.monotonic()
+                    if time.monotonic() - failing > self.patience:
+                        raise
+                else:
+                    break
+                time.sleep(RETRY_SECONDS)
         return target
+
+    def _fetch(self, path: str, part: Part, etag: str | None, progress: Callable[[int, int | None], None] | None) -> str | None:
+        """Add the rest of a file, or all of it where it is no longer the one of `etag`; the ETag that it has."""
+        headers = {"Accept-Encoding": "identity"}
+        if part.size and etag is not None:
+            headers |= {"Range": f"bytes={part.size}-", "If-Range": etag}
+        try:
+            with self._stream(path, {}, "*/*", headers=headers) as response:
+                if response.status_code != httpx.codes.PARTIAL_CONTENT:
+                    part.restart()
+                etag = response.headers.get("ETag")
+                length = response.headers.get("Content-Length")
+                total = None if length is None else part.size + int(length)
+                for block in response.iter_bytes():
+                    part.write(block)
+                    if progress is not None:
+                        progress(part.size, total)
+        except RefusedError as error:
+            if error.status != httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+                raise  # else nothing is missing
+        return etag
 
     # How
 
-    def _follow(self, path: str, query: Mapping[str, str], accept: str) -> Iterator[str | None]:
-        """The lines of a stream that is opened anew, by `query` as it is then, when it is cut; None where one ended."""
+    def _follow(self, path: str, query: Mapping[str, str], accept: str) -> Iterator[str | _Break]:
+        """The lines of a stream that is opened anew, by `query` as it is then, when it breaks; and how it did."""
         failing: float | None = None
+        cut = False
         while True:
             try:
                 with self._stream(path, query, accept, silence=SILENCE_SECONDS) as response:
                     for line in response.iter_lines():
-                        failing = None
+                        if cut:
+                            self._note("Connected again; it goes on where it was.")
+                        failing, cut = None, False
                         yield line
             except (UnreachableError, RefusedError) as error:
                 if isinstance(error, RefusedError) and error.status < 500:
@@ -295,8 +365,12 @@ class Client:
                 failing = failing or time.monotonic()
                 if time.monotonic() - failing > self.patience:
                     raise
+                yield _Break.CUT
             else:
-                yield None
+                yield _Break.ENDED
+            if not cut:
+                cut = True
+                self._note(f"The stream from {self.url} was cut; connecting again, for up to {self.patience:.0f} s …")
             time.sleep(RETRY_SECONDS)
 
     def _ended(self, job_id: int, cursor: str | None = None) -> bool:
@@ -358,11 +432,21 @@ class Client:
         return response
 
     @contextmanager
-    def _stream(self, path: str, query: Mapping[str, str], accept: str, *, silence: float = 90.0) -> Iterator[httpx.Response]:
+    def _stream(
+        self,
+        path: str,
+        query: Mapping[str, str],
+        accept: str,
+        *,
+        silence: float = 90.0,
+        headers: Mapping[str, str] | None = None,
+    ) -> Iterator[httpx.Response]:
         """A response whose body is read as it comes; `silence`: seconds without a byte after which it counts as cut."""
         timeout = httpx.Timeout(silence, connect=10.0)
         try:
-            with self._http.stream("GET", path, params=query, headers={"Accept": accept}, timeout=timeout) as response:
+            with self._http.stream(
+                "GET", path, params=query, headers={**(headers or {}), "Accept": accept}, timeout=timeout
+            ) as response:
                 if response.is_error:
                     response.read()
                     raise RefusedError.of(response)

@@ -31,14 +31,22 @@ class Listing:
 
     columns: Sequence[Column]
     rows: Sequence[Sequence[Text]]
+    title: str | None = None
+    caption: str | None = None
+    tells: bool = False
+    """Whether it says below which columns there was no room for."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         shown = self._fitting(options.max_width)
-        table = plain_table()
+        roomy = self._width(shown) <= options.max_width
+        left_out = [column.name for index, column in enumerate(self.columns) if index not in shown]
+        told = f"no room for: {', '.join(left_out)} (--json has them)" if left_out and self.tells else None
+        table = plain_table(title=self.title, caption="\n".join(line for line in (self.caption, told) if line) or None)
         for index in shown:
             column = self.columns[index]
             justify, fixed = "right" if column.right else "left", column.least is None
-            table.add_column(column.name, justify=justify, no_wrap=fixed, overflow="ellipsis")  # type: ignore[arg-type]  # a str
+            least = self._least(index) if roomy else None
+            table.add_column(column.name, justify=justify, no_wrap=fixed, overflow="ellipsis", min_width=least)  # type: ignore[arg-type]  # a str
         for row in self.rows:
             table.add_row(*(row[index] for index in shown))
         yield table
@@ -46,12 +54,16 @@ class Listing:
     def _fitting(self, width: int) -> list[int]:
         """The columns that there is room for."""
         shown = list(range(len(self.columns)))
-        while sum(self._least(index) + _GAP for index in shown) - _GAP > width:
+        while self._width(shown) > width:
             index = max(shown, key=lambda index: self.columns[index].spare)
             if not self.columns[index].spare:
                 break
             shown.remove(index)
         return shown
+
+    def _width(self, shown: Sequence[int]) -> int:
+        """What these columns need at least."""
+        return sum(self._least(index) + _GAP for index in shown) - _GAP
 
     def _least(self, index: int) -> int:
         """The width below which a column says too little."""
@@ -60,9 +72,16 @@ class Listing:
         return whole if column.least is None else min(whole, max(column.least, len(column.name)))
 
 
-def listing(columns: Sequence[Column], rows: Iterable[Sequence[str | Text]]) -> Listing:
+def listing(
+    columns: Sequence[Column],
+    rows: Iterable[Sequence[str | Text]],
+    *,
+    title: str | None = None,
+    caption: str | None = None,
+    tells: bool = False,
+) -> Listing:
     """A listing of cells as they are: no markup is read in them."""
-    return Listing(columns, [[_line(cell) for cell in row] for row in rows])
+    return Listing(columns, [[_line(cell) for cell in row] for row in rows], title, caption, tells)
 
 
 def _line(cell: str | Text) -> Text:

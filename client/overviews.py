@@ -10,15 +10,17 @@ from rich.text import Text
 
 from client.http import Json
 from client.listing import Column, listing
-from client.tables import STATE_STYLES, ago, figure, progress_text
+from client.tables import STATE_STYLES, ago, figure, lasted, progress_text
 
+_TO_GO = Column("to go", right=True, spare=2)
 _JOBS = (
     Column("id", right=True),
     Column("name", least=10),
     Column("state"),
     Column("progress"),
-    Column("best", right=True, spare=2),
-    Column("model", least=10, spare=3),
+    _TO_GO,
+    Column("best", right=True, spare=3),
+    Column("model", least=10, spare=4),
     Column("submitted", right=True, spare=1),
 )
 _WORKERS = (
@@ -34,24 +36,28 @@ _STATES = {"ready": "green", "draining": "yellow", "warming up": "cyan", "silent
 
 
 def jobs_view(jobs: Sequence[Json]) -> RenderableType:
-    """A row per job."""
+    """A row per job; below them, why one waits that nobody who is there could run."""
     if not jobs:
         return Text("No jobs.", style="dim")
-    return listing(
-        _JOBS,
-        (
-            (
-                str(job["id"]),
-                job["name"] or "",
-                Text(job["state"], style=STATE_STYLES.get(job["state"], "")),
-                progress_text(job),
-                figure(_best(job)),
-                job["spec"]["model"]["name"],
-                ago(job["created_at"]),
-            )
-            for job in jobs
-        ),
-    )
+    timed = any(job["eta_seconds"] is not None for job in jobs)
+    columns = [column for column in _JOBS if timed or column is not _TO_GO]
+    waiting = [Text(f"! job {job['id']}: {reason}", style="yellow") for job in jobs for reason in job["waits_for"]]
+    return Group(listing(columns, (_job(job, timed) for job in jobs)), *waiting)
+
+
+def _job(job: Json, timed: bool) -> list[str | Text]:
+    """Its row; `timed`: with the column of what is left of it."""
+    left = "" if job["eta_seconds"] is None else lasted(job["eta_seconds"])
+    return [
+        str(job["id"]),
+        job["name"] or "",
+        Text(job["state"], style=STATE_STYLES.get(job["state"], "")),
+        progress_text(job),
+        *([left] if timed else []),
+        figure(_best(job)),
+        job["spec"]["model"]["name"],
+        ago(job["created_at"]),
+    ]
 
 
 def workers_view(answer: Json, now: datetime | None = None) -> RenderableType:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.http import GraftError
+from client.errors import FileError
 
 _PIECE = 1 << 18
 _BLOCK = tarfile.BLOCKSIZE
@@ -26,7 +26,7 @@ class Parcel:
     """Bytes, and files of so many bytes."""
 
     def pieces(self) -> Iterator[bytes]:
-        """The bytes. Raises GraftError where a file is another one than it was when it was measured."""
+        """The bytes. Raises FileError where a file is another one than it was when it was measured."""
         for part in self._parts:
             if isinstance(part, bytes):
                 yield part
@@ -35,14 +35,14 @@ class Parcel:
 
 
 def parcel(path: Path) -> Parcel:
-    """The archive, or the folder, at `path`. Raises GraftError where it cannot be read."""
+    """The archive, or the folder, at `path`. Raises FileError where it cannot be read."""
     try:
         if path.is_dir():
             parts = list(_packed(path))
             return Parcel(sum(len(part) if isinstance(part, bytes) else part[1] for part in parts), "application/x-tar", parts)
         size = path.stat().st_size
     except OSError as error:
-        raise GraftError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise FileError(f"{path} cannot be read: {error.strerror or error}") from None
     return Parcel(size, _TYPES.get(path.suffix.lower(), "application/octet-stream"), [(path, size)])
 
 
@@ -85,6 +85,6 @@ def _read(path: Path, size: int) -> Iterator[bytes]:
                 left -= len(piece)
                 yield piece
     except OSError as error:
-        raise GraftError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise FileError(f"{path} cannot be read: {error.strerror or error}") from None
     if left:
-        raise GraftError(f"{path} became shorter while it was sent; send it again")
+        raise FileError(f"{path} became shorter while it was sent; send it again")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -12,12 +12,11 @@ from rich.text import Text
 from client.collapse import collapse
 from client.curves import curves_view
 from client.http import Json
-from client.tables import plain_table, size
+from client.listing import Column, listing
+from client.tables import size
 from client.transfer import transfer_view
 
 _SHOWN_ROWS = 12
-_SHOWN_KINDS = 3
-_PARAMETERS_WIDTH = 30
 
 
 def groups_view(groups: Json) -> RenderableType:
@@ -29,30 +28,31 @@ def groups_view(groups: Json) -> RenderableType:
     shared = {name: values.pop() for name, values in alike.items() if len(values) == 1}
     shown = [name for name in names if name not in shared]
     every = [name for row in rows for name in row["parameters"]]
-    table = plain_table(title=_title(groups, shared))
-    table.add_column("group", no_wrap=True)
-    for name in ("depth", "tensors", "elements", *shown):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("parameters", overflow="ellipsis", max_width=_PARAMETERS_WIDTH)  # the one that gives way where it is narrow
-    for row in rows[:_SHOWN_ROWS]:
-        held = _held(row)
-        values = [_frozen(row) if row["frozen"] and name == "lr" else _value(held.get(name)) for name in shown]
-        deep = _span([depths[name] for name in row["parameters"]])
-        style = "dim" if row["frozen"] else None
-        table.add_row(
-            escape(row["name"]),
-            deep,
-            str(row["tensors"]),
-            f"{row['elements']:,}",
-            *values,
-            _kinds(row["parameters"], every),
-            style=style,
-        )
+    lines = [_row(row, shown, depths, every) for row in rows[:_SHOWN_ROWS]]
     if len(rows) > _SHOWN_ROWS:
-        table.add_row(f"and {len(rows) - _SHOWN_ROWS} more", style="dim")
-    if groups["executed_groups"] < len(groups["groups"]):
-        table.caption = f"the optimizer runs them as {groups['executed_groups']}: those with equal values are one"
+        lines.append([Text(f"and {len(rows) - _SHOWN_ROWS} more", style="dim"), *[Text()] * (len(shown) + 4)])
+    values = (Column(name, right=True, spare=0 if name == "lr" else 1) for name in shown)
+    columns = (
+        Column("group", least=18),
+        Column("depth", right=True, spare=3),
+        Column("tensors", right=True, spare=4),
+        Column("elements", right=True, spare=2),
+        *values,
+        Column("parameters", least=14),
+    )
+    runs = f"the optimizer runs them as {groups['executed_groups']}: those with equal values are one"
+    caption = runs if groups["executed_groups"] < len(groups["groups"]) else None
+    table = listing(columns, lines, title=_title(groups, shared), caption=caption, tells=True)
     return Group(table, *(Text(adjustment_text(one), style="cyan") for one in groups.get("pending", ())))
+
+
+def _row(row: Json, shown: Iterable[str], depths: Mapping[str, int], every: Collection[str]) -> list[Text]:
+    """The cells of a group: what is in it, the values of `shown`, and its parameters."""
+    held = _held(row)
+    values = [_frozen(row) if row["frozen"] and name == "lr" else _value(held.get(name)) for name in shown]
+    deep = _span([depths[name] for name in row["parameters"]])
+    cells = [row["name"], deep, str(row["tensors"]), f"{row['elements']:,}", *values, _kinds(row["parameters"], every)]
+    return [Text(cell, style="dim" if row["frozen"] else "") for cell in cells]
 
 
 def _title(groups: Json, shared: Mapping[str, str]) -> str:
@@ -127,7 +127,7 @@ def plan_view(plan: Json) -> RenderableType:
         facts.add_row("frozen part", _features(plan["features"]))
     warnings = [Text(f"! {warning}", style="yellow") for warning in plan["warnings"]]
     curves = [part for curve in curves_view(plan) for part in ("", curve)]
-    return Group(facts, "", transfer_view(plan["transfer"]), "", groups_view(plan["groups"]), *curves, *warnings)
+    return Group(facts, "", transfer_view(plan["transfer"], planned=True), "", groups_view(plan["groups"]), *curves, *warnings)
 
 
 def _features(facts: Json) -> str:
@@ -158,10 +158,9 @@ def _value(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
-def _kinds(parameters: Sequence[str], every: Sequence[str]) -> str:
-    kinds = [kind.pattern for kind in collapse(dict.fromkeys(parameters, ""), every)]
-    more = f" and {len(kinds) - _SHOWN_KINDS} more kinds" if len(kinds) > _SHOWN_KINDS else ""
-    return escape(", ".join(kinds[:_SHOWN_KINDS]) + more)
+def _kinds(parameters: Collection[str], every: Collection[str]) -> str:
+    """All of them: the terminal shows as many as it has room for."""
+    return ", ".join(kind.pattern for kind in collapse(dict.fromkeys(parameters, ""), every))
 
 
 def _spread(value: object) -> str:

@@ -65,7 +65,8 @@ class Ready:
 def serve(host: str, port: int, *, ready: Callable[[Ready], None], note: Callable[[str], None]) -> None:
     """Run until SIGINT, SIGTERM or SIGHUP. `ready` is called once, `note` for what a person should know.
 
-    Raises ServeError where the data directory or the port is taken, and where the api stops by itself.
+    A child that dies is started again, the api on the same port. Raises ServeError where the data directory or the port is taken,
+    and where the api stops before it ever was ready: then its settings are at fault, and it would stop again.
     """
     begun = time.monotonic()
     environment = _environment()
@@ -76,15 +77,16 @@ def serve(host: str, port: int, *, ready: Callable[[Ready], None], note: Callabl
         if stopping:
             return
         api = Child("api", ["--with-parent", "--host", host, "--port", str(port)], environment)
-        worker = Child("worker", ["--with-parent"], environment)
+        worker = Child("worker", ["--with-parent"], environment, may_leave=True)
         url = f"http://{_reachable(host)}:{port}"
         inputs = Path(environment.get("GRAFT_INPUTS_DIR") or data_dir / "inputs")
         try:
             with Client(url, timeout=2.0) as client:
                 told = False
                 while not stopping:
-                    if not api.alive():
+                    if not told and not api.alive():
                         raise ServeError(f"the api stopped by itself ({api.ending()}); what it printed says why")
+                    api.keep(note)
                     worker.keep(note)
                     if not told and client.ready():
                         told = True
@@ -136,10 +138,11 @@ def running_service(environment: Mapping[str, str], log: IO[bytes], *, port: int
 
 
 class Child:
-    """`python -m NAME` as a child process that can be started again."""
+    """`python -m NAME` as a child process that can be started again. `may_leave`: one that ends with status 0 stays away."""
 
-    def __init__(self, name: str, arguments: list[str], environment: Mapping[str, str]) -> None:
+    def __init__(self, name: str, arguments: list[str], environment: Mapping[str, str], *, may_leave: bool = False) -> None:
         self.name = name
+        self._may_leave = may_leave
         self._command = [sys.executable, "-P", "-m", name, *arguments]
         self._environment = environment
         self._deaths = 0
@@ -168,13 +171,18 @@ class Child:
         return f"signal {-status}" if status < 0 else f"exit status {status}"
 
     def keep(self, note: Callable[[str], None]) -> None:
-        """Start it again if it died: soon at first, later after up to half a minute. One that left in order stays away."""
+        """Start it again if it died: soon at first, later after up to half a minute. One that left in order stays away.
+
+        Raises ServeError where its settings do not fit: it would die each time.
+        """
         if self.alive() or self._left:
             return
-        if self.process.returncode == 0:
+        if self.process.returncode == 0 and self._may_leave:
             self._left = True
-            note(f"the {self.name} has left, as it was told to; start `graft serve` again to have one")
+            note(f"the {self.name} has left, as it was told to; for another stop this `graft serve` (Ctrl-C) and start it anew")
             return
+        if self.process.returncode == os.EX_CONFIG:
+            raise ServeError(f"the {self.name} cannot start as it is set up; what is printed above says what to change")
         now = time.monotonic()
         if self._again is None:
             self._deaths = 1 if now - self.begun > 2 * LONGEST_BACKOFF else self._deaths + 1
@@ -218,6 +226,8 @@ def _migrate(environment: Mapping[str, str]) -> None:
         start_new_session=True,  # a Ctrl-C waits until it is done
         preexec_fn=_die_with_parent,
     )
+    if done.returncode == os.EX_CONFIG:
+        raise ServeError("it cannot start as it is set up; what is printed above says what to change")
     if done.returncode > 0:
         raise ServeError("the database could not be brought to the present schema; what is printed above says why")
 

@@ -49,7 +49,7 @@ def job_view(job: Json) -> RenderableType:
     facts.add_row("model", escape(job["spec"]["model"]["name"]))
     if stopped := job.get("stopped_early"):
         facts.add_row("stopped early", escape(stopped["message"]))
-    eta = f", {job['eta_seconds']:.0f} s to go" if job["eta_seconds"] is not None else ""
+    eta = f", {lasted(job['eta_seconds'])} to go" if job["eta_seconds"] is not None else ""
     facts.add_row("steps", progress_text(job) + eta)
     if job["ran_seconds"]:
         facts.add_row("ran for", lasted(job["ran_seconds"]))

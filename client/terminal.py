@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from typing import Annotated, Any, NoReturn
@@ -14,6 +14,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from client import tables
+from client.errors import FileError
 from client.follow import Follower, outcome
 from client.http import DEFAULT_URL, Client, GraftError, Json, RefusedError, UnreachableError
 from client.specs import SpecFileError, read_spec
@@ -34,9 +35,9 @@ class Exit(IntEnum):
 EXITS = {
     Exit.OK: "done; for a followed job: it succeeded",
     Exit.JOB_FAILED: "the followed job failed; for `serve`: it stopped by itself",
-    Exit.REFUSED: "wrong usage, or a spec or a dataset that was refused",
+    Exit.REFUSED: "wrong usage, a file here that cannot be read or written, or a spec or a dataset that was refused",
     Exit.NOT_FOUND: "no such job or dataset, or one in a state that does not fit",
-    Exit.UNREACHABLE: "no answer from the service, or one that blames itself",
+    Exit.UNREACHABLE: "no answer from the service, one that blames itself, or a download that arrived damaged",
     Exit.CANCELLED: "the followed job was cancelled",
     Exit.INTERRUPTED: "interrupted by Ctrl-C; a followed job goes on",
 }
@@ -46,7 +47,19 @@ err = Console(stderr=True, highlight=False)
 
 Spec = Annotated[str, typer.Argument(metavar="SPEC", help="A job spec, JSON or YAML; `-` reads standard input.")]
 JobId = Annotated[int, typer.Argument(metavar="ID", min=1, help="The job's id.")]
-Url = Annotated[str | None, typer.Option("--url", envvar="GRAFT_URL", help=f"Where the service is (default: {DEFAULT_URL}).")]
+JobIds = Annotated[list[int], typer.Argument(metavar="ID...", min=1, help="The ids of one job or more.")]
+GroupName = Annotated[str, typer.Argument(metavar="GROUP", help="Its name, as `graft groups` has it.")]
+At = Annotated[int | None, typer.Option(metavar="STEP", min=0, help="When; by default at the next step.")]
+
+
+def _or_global(context: typer.Context, value: str | None) -> str | None:
+    """The address after the command, else that before it, else that of the environment."""
+    return value or context.find_root().params.get("url")
+
+
+_WHERE = f"Where the service is (default: {DEFAULT_URL})."
+GlobalUrl = Annotated[str | None, typer.Option("--url", envvar="GRAFT_URL", help=_WHERE)]
+Url = Annotated[str | None, typer.Option("--url", callback=_or_global, help=f"As `graft --url`. {_WHERE}")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Watch it to its end; Ctrl-C leaves it running.")]
 Key = Annotated[str | None, typer.Option(help="Idempotency key: the same key and body make one job, however often sent.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For machines: JSON; streams as NDJSON.")]
@@ -105,6 +118,21 @@ def read_file(name: str) -> Json:
         fail(str(error), Exit.REFUSED)
 
 
+def for_each(job_ids: Iterable[int], url: str | None, as_json: bool, act: Callable[[Client, int], None]) -> None:
+    """Act on each job. One that is refused keeps none of the others back; the exit status is that of the first of them."""
+    statuses = []
+    for job_id in dict.fromkeys(job_ids):
+        try:
+            with service(url, as_json) as client:
+                act(client, job_id)
+        except typer.Exit as ended:
+            statuses.append(Exit(ended.exit_code))
+            if ended.exit_code == Exit.UNREACHABLE:
+                break  # nor would the next one be answered
+    if statuses:
+        raise typer.Exit(statuses[0])
+
+
 def show_answer(answer: Any, view: Callable[[Any], RenderableType], as_json: bool) -> None:
     """Print what the service answered: for people by `view`, or as JSON."""
     if as_json:
@@ -117,7 +145,7 @@ def show_answer(answer: Any, view: Callable[[Any], RenderableType], as_json: boo
 def service(url: str | None, as_json: bool) -> Iterator[Client]:
     """A client whose errors become a readable message and an exit status; with `--json` the problem goes to stdout too."""
     try:
-        with Client(url) as client:
+        with Client(url, note=_aside) as client:
             yield client
     except RefusedError as error:
         if as_json:
@@ -126,8 +154,16 @@ def service(url: str | None, as_json: bool) -> Iterator[Client]:
         raise typer.Exit(_status_of(error)) from None
     except UnreachableError as error:
         fail(str(error), Exit.UNREACHABLE)
+    except FileError as error:
+        fail(str(error), Exit.REFUSED)
     except GraftError as error:
-        fail(str(error), Exit.JOB_FAILED)
+        fail(str(error), Exit.UNREACHABLE)
+
+
+def _aside(text: str) -> None:
+    """Not by `err`: where a bar is drawn, rich puts above it what is written to this one."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 def _status_of(error: RefusedError) -> Exit:

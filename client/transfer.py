@@ -29,24 +29,29 @@ _SOURCES = {"dropped": "of the source, dropped", "unexpected": "of the source, u
 _SAID_BY_TITLE = ("not in the source; ", "not in the source", "the model has no entry of that name")
 
 
-def transfer_view(transfer: Json | None) -> RenderableType:
+def transfer_view(transfer: Json | None, *, planned: bool = False) -> RenderableType:
     """A line that sums up, what was done to the names, a row per module with its share as a bar, then what needs a word."""
     if transfer is None:
         return Text("Pretrained weights: not fetched yet; the worker says what was loaded, once it has them.", style="dim")
     if transfer["source"] is None:
         return Text("From scratch: no pretrained weights.", style="dim")
-    parts = [_summary(transfer), _steps(transfer.get("steps", [])), _modules(transfer["modules"]), _exceptions(transfer)]
+    parts = [
+        _summary(transfer, planned=planned),
+        _steps(transfer.get("steps", [])),
+        _modules(transfer["modules"]),
+        _exceptions(transfer),
+    ]
     shown = [part for part in parts if part is not None]
     return Group(*(item for part in shown for item in (part, "")[: 1 if part is shown[-1] else 2]))
 
 
-def _summary(transfer: Json) -> Text:
+def _summary(transfer: Json, *, planned: bool) -> Text:
     sources = transfer["source_totals"]
     used, total = _tensors(sources, "used"), sum(count["tensors"] for count in sources.values())
     adapted = _tensors(transfer.get("totals", {}), "adapted")
     summary = Text.assemble(
         (f"{used} of {total}", "bold green" if used else "bold red"),
-        f" tensors of {transfer['source']} were loaded",
+        f" tensors of {transfer['source']} {'would be' if planned else 'were'} loaded",
         f", {adapted} of them adapted" if adapted else "",
         ": ",
         (f"{transfer['loaded_share']:.1%}", "bold"),

@@ -11,27 +11,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from core.errors import Fault, SpecError, did_you_mean, pointer_of
-from core.spec import faults_of
+from core.spec import Hyperparameters, faults_of
 
 RULES = "divergence"
 """Who has asked for it: the rules of `training.divergence`. On the same losses they ask again."""
 
-_Positive = Annotated[float, Field(strict=True, ge=0)]
-_Beta = Annotated[float, Field(strict=True, ge=0, lt=1)]
 
-
-class GroupPatch(BaseModel):
+class GroupPatch(Hyperparameters):
     """What of a parameter group may change while its job trains; what is left out, or null, stays as it is."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    lr: _Positive | None = Field(default=None, description="A schedule goes on from it, in proportion.", examples=[5e-4])
-    momentum: _Positive | None = None
-    betas: Annotated[list[_Beta], Field(min_length=2, max_length=2)] | None = None
-    weight_decay: _Positive | None = None
     freeze: Annotated[bool, Field(strict=True)] | None = Field(
         default=None, description="true: do not train it from here on; false: train it."
     )

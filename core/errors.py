@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+import re
+import traceback
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+
+_FEW = 3
+"""Names that a person is asked to choose from."""
+_PASSED = re.compile(rf"/torch/|/importlib/|^<frozen|^{re.escape(str(Path(__file__).parent))}/")
+"""The files that a person's own code is called by and calls."""
 
 
 @dataclass(frozen=True)
@@ -92,14 +101,41 @@ def is_no_room(error: BaseException) -> bool:
 def did_you_mean(name: str, known: Iterable[str], shown: int = 8) -> str:
     """` Did you mean 'x'?` where a known name is close, else the known names (all of a few, else the first ones)."""
     names = list(known)
-    folded = {candidate.lower(): candidate for candidate in names}
-    close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.6)
-    if close:
-        return f" Did you mean '{folded[close[0]]}'?"
+    if close := closest(name, names):
+        return " Did you mean {}?".format(" or ".join(f"'{one}'" for one in close))
     if not names:
         return ""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return f" Known: {', '.join(names[:shown])}{more}."
+
+
+def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> list[str]:
+    """The known name that is most like `name`; else the few that it is a part of (`cosine`, `CosineAnnealingLR`), in any case.
+
+    What all of them end in (`Loss`) makes none of them more alike.
+    """
+    folded = {candidate.lower(): candidate for candidate in known}
+    name = name.lower()
+    end = _common_end(folded)
+    end = end if end.isalpha() and name.endswith(end) else ""
+    stems = {candidate.removesuffix(end): candidate for candidate in folded}
+    stem = name.removesuffix(end)
+    if close := difflib.get_close_matches(stem, stems, n=1, cutoff=cutoff):
+        return [folded[stems[close[0]]]]
+    holding = [folded[candidate] for candidate in folded if stem in candidate] if len(stem) > 1 else []
+    return holding if len(holding) <= _FEW else []
+
+
+def _common_end(names: Collection[str]) -> str:
+    """What all names end in; nothing where there is one alone."""
+    columns = zip(*(name[::-1] for name in names), strict=False) if len(names) > 1 else ()
+    return "".join(letters[0] for letters in takewhile(lambda letters: len(set(letters)) == 1, columns))[::-1]
+
+
+def place_of(error: BaseException) -> str:
+    """` (nets.py, line 12)`: the innermost line of what raised `error` that is neither torch's nor ours; empty where all is."""
+    theirs = [frame for frame in traceback.extract_tb(error.__traceback__) if not _PASSED.search(frame.filename)]
+    return f" ({Path(theirs[-1].filename).name}, line {theirs[-1].lineno})" if theirs else ""
 
 
 def pointer_of(*parts: str | int) -> str:

@@ -7,7 +7,7 @@ the number of optimizer steps completed when the event happened.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -120,6 +120,9 @@ class TransferData(Data):
     source: str | None = Field(description="As the spec has it; null when the job trains from scratch.")
     format: Literal["safetensors", "torch", "torchvision", "timm"] | None = None
     sha256: str | None = None
+    model: str | None = Field(
+        default=None, description="What the source is the weights of, where it says: `torchvision:resnet18`."
+    )
     head: list[str] = Field(default=[], description="The modules whose shape depends on the number of classes.")
     loaded_share: float = Field(
         description="Share of the elements that came from the source, of those outside the head, `exclude` and `own`."
@@ -329,7 +332,10 @@ class CheckpointData(Data):
         description="`mean_loss` and those of the validation; in the middle of an epoch only `mean_loss`, so far."
     )
     best: bool = Field(
-        description="Better than every one before it, by the metric of the spec; never where that figure is no number."
+        description=(
+            "Better than every one before it, by the metric of the spec; one without a validation only than its like, and one "
+            "whose figure is no number never."
+        )
     )
     path: str = Field(description="Relative to the data directory.")
     sha256: str = Field(description="Of model.safetensors.")
@@ -514,6 +520,11 @@ def best(checkpoints: Sequence[dict[str, Any]], metric: str | None) -> dict[str,
     """The best of these checkpoints by `metric`, the earlier of equals; none of which that figure is not finite."""
     known = [data for data in checkpoints if not _worse(data["figures"], metric).unknown]
     return min(known, key=lambda data: _worse(data["figures"], metric), default=None)
+
+
+def validated(figures: Collection[str]) -> bool:
+    """Whether a checkpoint's figures are of a validation: in the middle of an epoch, after a pause, it has only `mean_loss`."""
+    return any(name != "mean_loss" for name in figures)
 
 
 class _Rank(NamedTuple):

@@ -10,7 +10,8 @@ from typing import Any, get_type_hints
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from torch import Tensor
 
-from core.errors import Fault, did_you_mean, pointer_of
+from core.errors import Fault, pointer_of
+from core.spec import meant
 
 
 def check_keywords(
@@ -43,7 +44,7 @@ def check_keywords(
             faults += [Fault(here, message) for message in [_misfit(hints.get(key), value)] if message]
         elif not lets_through:
             name = getattr(target, "__name__", "it")
-            takes = did_you_mean(key, [*known, *ours]) or f" {name} takes none."
+            takes = meant(key, [*known, *ours], pointer) or f" {name} takes none."
             faults.append(Fault(here, f"unknown keyword of {name}.{takes}"))
     return faults
 
@@ -86,10 +87,21 @@ def _misfit(hint: Any, value: Any) -> str | None:
         adapter: TypeAdapter[Any] = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
         adapter.validate_json(json.dumps(value), strict=True)
     except ValidationError:
-        return f"expects {_shown(hint)}, got {json.dumps(value)}"
+        return f"expects {_shown(hint)}, got {_told(hint, value)}"
     except (PydanticUserError, TypeError, NameError):  # an annotation that is no type
         return None
     return None
+
+
+def _told(hint: Any, value: Any) -> str:
+    """The value; and of a text that says what would fit, that it is a text."""
+    written = json.dumps(value)
+    try:
+        said = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return written
+    fits = said is not value and _misfit(hint, said) is None
+    return f"the text {written}: leave its quotes out" if fits else written
 
 
 def _shown(hint: Any) -> str:

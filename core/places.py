@@ -63,6 +63,8 @@ class Places(BaseModel):
     cache: Path = Path.home() / ".cache" / "graft"
     uploads: Path | None = None
     """Below it lie uploaded datasets, each under its number."""
+    unreadable: tuple[str, ...] = ()
+    """Images of the uploaded dataset at hand that are known not to be readable, by name."""
     plugins: tuple[str, ...] = ()
     plugins_dir: Path | None = None
     download: bool = False
@@ -104,7 +106,7 @@ class Places(BaseModel):
         except (OSError, ValueError) as error:
             raise SpecError.at(pointer, f"'{path}' is no usable path: {error}") from None
         if not inside:
-            raise SpecError.at(pointer, f"'{path}' leaves the inputs directory; give a path below it")
+            raise SpecError.at(pointer, f"'{path}' leaves the inputs directory (GRAFT_INPUTS_DIR); give a path below it")
         if not there:
             raise SpecError.at(pointer, f"'{path}' is not below the inputs directory{_beside(found, root)}")
         return found

@@ -43,6 +43,7 @@ from core.training.ranks import Ranks
 from core.training.recipe import Recipe, make_recipe
 from core.transfer import sources, weights
 from core.transfer.heads import Head
+from core.transfer.shortfall import shortfall
 from core.trial import Memory, check_forward, memory
 
 _STAND_IN = 10  # classes to build the model for where the dataset could not be opened, so that its own faults are found
@@ -491,6 +492,8 @@ def _transfer_warnings(spec: JobSpec, transfer: TransferData, groups: list[Group
             "the source's head has the right shape, but starts anew, for its classes are not known to be these; "
             "'keep' in /pretrained/head would load it, 'rows' those that both have"
         )
+    if short := shortfall(transfer, spec.model.name):
+        yield short
     loaded = {one.key for one in transfer.targets if one.status in ("loaded", "adapted")}
     frozen = [one.name for group in groups if group.freeze and group.until_epoch is None for one in group.members]
     if stuck := [name for name in frozen if name not in loaded]:

@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from core.errors import SpecError
+from core.errors import SpecError, place_of
 from core.models.outputs import logits_of
 from core.optimizer import groups as grouping
 from core.shapes import run_shapes
@@ -90,7 +90,7 @@ def _blame(model: nn.Module, spec: JobSpec, size: int, batch: int, error: Except
         wanted = f"{fitting} or more" if _works(model, max(_SIZES), batch) else f"{fitting}"
         raise SpecError.at(
             "/dataset/image_size",
-            f"'{spec.model.name}' cannot train on images of {size} px ({_reason(error)}); set it to {wanted}",
+            f"'{spec.model.name}' cannot train on images of {size} px: {_reason(error)}; set it to {wanted}",
         )
 
 
@@ -103,7 +103,8 @@ def _works(model: nn.Module, size: int, batch: int) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
+    """Its first line, and where it was raised: a person's own module, or that of a library."""
+    return f"{(str(error).splitlines() or [''])[0] or type(error).__name__}{place_of(error)}"
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -75,6 +75,13 @@ def hold(session: Session, named: str) -> None:
         raise PinLost(f"dataset {upload[1]} was deleted meanwhile; GET /datasets lists those that are there")
 
 
+def unreadable(session: Session, named: str) -> list[str]:
+    """The images that the check could not read, by name, the first thousand, if a job names an uploaded dataset that is there."""
+    upload = _SOURCE.fullmatch(named)
+    dataset = session.get(Dataset, int(upload[1])) if upload else None
+    return [one["name"] for one in dataset.report["corrupt"]] if dataset else []
+
+
 def delete(session: Session, dataset_id: int) -> None:
     """Forget it; its files are the caller's to remove, after the commit.
 

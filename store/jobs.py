@@ -65,7 +65,10 @@ def create(
 
 def _hold(session: Session, pinned: Pin) -> None:
     """See that the checkpoint is still kept. Its job stays locked: whoever prunes it decides before, or sees the pin."""
-    locked(session, pinned.job)
+    try:
+        locked(session, pinned.job)
+    except NotFound:
+        raise PinLost(f"job {pinned.job} was deleted meanwhile, with its checkpoints") from None
     if pinned.step not in {checkpoint["step"] for checkpoint in checkpoints(session, pinned.job)}:
         raise PinLost(f"job {pinned.job} no longer keeps its checkpoint of step {pinned.step}; send it again")
 

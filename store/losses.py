@@ -54,6 +54,11 @@ class Losses:
     def __len__(self) -> int:
         return len(self.values)
 
+    def at(self, step: int) -> Figure | None:
+        """The loss of a step, None where it has none yet."""
+        found = self.values[self.steps == step]
+        return figure(found[0].item()) if len(found) else None
+
     def figures(self) -> list[Figure]:
         """The losses as JSON can carry them."""
         values: list[Figure] = self.values.tolist()

@@ -18,6 +18,8 @@ from pydantic_settings import (
 )
 
 Names = Annotated[list[str], NoDecode]
+Seconds = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
 SILENT_SECONDS = 30.0
 """A worker that was not heard of for this long counts as gone."""
 
@@ -61,13 +63,15 @@ class Settings(BaseSettings):
     hf_token: SecretStr | None = Field(
         default=None, description="Opens private and gated repositories of the Hugging Face hub; best as a file."
     )
-    download_max_bytes: int = Field(default=20 << 30, description="Bytes that a file of weights may have to be downloaded.")
+    download_max_bytes: Count = Field(default=20 << 30, description="Bytes that a file of weights may have to be downloaded.")
     download_min_rate: Annotated[int, Field(ge=0)] = Field(
         default=10 << 10,
         description="Bytes a second, over a minute. What comes more slowly is asked for again, and soon given up; 0 waits.",
     )
 
-    queues: Names = Field(default=["default"], description="Queues that a worker serves, separated by commas.")
+    queues: Annotated[Names, Field(min_length=1)] = Field(
+        default=["default"], description="Queues that a worker serves, separated by commas."
+    )
     worker_name: str = Field(
         default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}",
         description="By default HOST-PID. A worker gives back at once what an earlier one of its name had taken.",
@@ -84,19 +88,19 @@ class Settings(BaseSettings):
         default=None, description="CPU threads of a trainer; by default the cores over the CPU slots."
     )
 
-    lease_seconds: float = Field(default=60, description="A job whose lease is older than this is given to another worker.")
-    renew_seconds: float = Field(default=15, description="How often a running job's lease is renewed.")
-    stop_seconds: float = Field(
+    lease_seconds: Seconds = Field(default=60, description="A job whose lease is older than this is given to another worker.")
+    renew_seconds: Seconds = Field(default=15, description="How often a running job's lease is renewed.")
+    stop_seconds: Seconds = Field(
         default=10, description="How long a worker that is told to stop gives its trainers to write a checkpoint."
     )
-    command_seconds: float = Field(default=0.5, description="How often a running job's commands are read.")
-    poll_seconds: float = Field(default=1, description="How often an idle worker looks for work that no hint told of.")
-    reap_seconds: float = Field(default=10, description="How often dead leases are looked for.")
-    commit_seconds: float = Field(default=0.1, description="At most this long do events wait for their commit.")
+    command_seconds: Seconds = Field(default=0.5, description="How often a running job's commands are read.")
+    poll_seconds: Seconds = Field(default=1, description="How often an idle worker looks for work that no hint told of.")
+    reap_seconds: Seconds = Field(default=10, description="How often dead leases are looked for.")
+    commit_seconds: Seconds = Field(default=0.1, description="At most this long do events wait for their commit.")
 
-    plan_seconds: float = Field(default=60, description="Time limit of a plan.")
-    plan_memory: int = Field(default=8 << 30, description="Bytes that a plan may allocate.")
-    plans_at_once: int = Field(default=2, description="More wait their turn.")
+    plan_seconds: Seconds = Field(default=60, description="Time limit of a plan.")
+    plan_memory: Count = Field(default=8 << 30, description="Bytes that a plan may allocate.")
+    plans_at_once: Count = Field(default=2, description="More wait their turn.")
     resident_bytes: int | None = Field(
         default=None,
         description=(
@@ -108,15 +112,20 @@ class Settings(BaseSettings):
         default=64 << 30,
         description="Decoded datasets kept on disk, below DATA_DIR/cache/images, may have as much; 0 keeps none.",
     )
-    max_body: int = Field(default=1 << 20, description="Bytes of a request body that is no upload.")
-    upload_bytes: int = Field(default=10 << 30, description="Bytes of an archive that is uploaded.")
-    upload_unpacked_bytes: int = Field(default=20 << 30, description="Bytes that its files may have once they are unpacked.")
-    upload_files: int = Field(default=1_000_000, description="Files that it may have.")
-    upload_seconds: float = Field(default=3600, description="Time limit of unpacking and checking it.")
-    upload_memory: int = Field(default=4 << 30, description="Bytes of memory that this may take.")
-    upload_checks_at_once: int = Field(default=2, description="More wait their turn.")
-    stream_seconds: float = Field(default=0.1, description="How often a followed job's log is read for new events.")
-    heartbeat_seconds: float = Field(default=15, description="How often an idle stream says that it lives.")
+    max_body: Count = Field(default=1 << 20, description="Bytes of a request body that is no upload.")
+    upload_bytes: Count = Field(default=10 << 30, description="Bytes of an archive that is uploaded.")
+    upload_unpacked_bytes: Count = Field(default=20 << 30, description="Bytes that its files may have once they are unpacked.")
+    upload_files: Count = Field(default=1_000_000, description="Files that it may have.")
+    upload_seconds: Seconds = Field(default=3600, description="Time limit of unpacking and checking it.")
+    upload_memory: Count = Field(default=4 << 30, description="Bytes of memory that this may take.")
+    upload_checks_at_once: Count = Field(default=2, description="More wait their turn.")
+    stream_seconds: Seconds = Field(default=0.1, description="How often a followed job's log is read for new events.")
+    cors_origins: Names = Field(
+        default=[],
+        description="Origins whose pages may use the api from a browser, separated by commas, as `https://lab.example.org`; "
+        "`*` is every page that anybody opens who can reach it.",
+    )
+    heartbeat_seconds: Seconds = Field(default=15, description="How often an idle stream says that it lives.")
 
     @classmethod
     def settings_customise_sources(
@@ -132,7 +141,7 @@ class Settings(BaseSettings):
             return init_settings, env_settings
         return init_settings, env_settings, SecretsSettingsSource(settings_cls, secrets_dir=secrets)
 
-    @field_validator("plugins", "queues", "download_hosts", mode="before")
+    @field_validator("plugins", "queues", "download_hosts", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -143,6 +152,15 @@ class Settings(BaseSettings):
         names = {part.strip() for part in value.split(",")}
         if "cpu" in names and len(names) > 1:
             raise ValueError("`cpu` stands for GPUs where there are none, and so not beside others; write cpu,cpu for two")
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _whole(cls, value: list[str]) -> list[str]:
+        for origin in value:
+            parts = urlsplit(origin)
+            if origin != "*" and (parts.scheme not in {"http", "https"} or f"{parts.scheme}://{parts.netloc}" != origin):
+                raise ValueError(f"'{origin}' is no origin; write scheme, host and port alone, as http://localhost:3000")
         return value
 
     @field_validator("data_dir", "inputs_dir", "plugins_dir")

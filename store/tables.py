@@ -169,6 +169,14 @@ class Dataset(Base):
     __table_args__ = (UniqueConstraint("sha256"), {"sqlite_autoincrement": True})
 
 
+class Leftover(Base):
+    """A job's folder that is to be looked through, since the job was deleted, or one that was pinned to it (`store.deletion`)."""
+
+    __tablename__ = "leftovers"
+
+    job_id: Mapped[int] = mapped_column(BigInt, primary_key=True, autoincrement=False)  # no reference: the job may be gone
+
+
 class Worker(Base):
     """A worker, as its last heartbeat described it."""
 

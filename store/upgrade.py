@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from store.database import Database
-from store.settings import Settings
+from store.startup import settings_or_exit
 
 if __name__ == "__main__":
-    Database(Settings().database).upgrade()
+    Database(settings_or_exit().database).upgrade()

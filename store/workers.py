@@ -65,13 +65,17 @@ def listing(session: Session, silent: float = SILENT_SECONDS) -> list[WorkerStat
 
 
 def capacities(session: Session) -> dict[str, set[Capacity]]:
-    """Of each queue, what the living workers have that serve it, were all of it free. One that drains serves none."""
+    """Of each queue, what the living workers have that serve it, were all of it free. One that drains serves none.
+
+    One whose GPUs are all out of use has one that is never free.
+    """
     served: defaultdict[str, set[Capacity]] = defaultdict(set)
     for worker in listing(session):
         if worker.alive and not worker.draining:
-            gpus = len(worker.devices.get("gpus", ()))
+            free = len(worker.devices.get("gpus", ()))
+            gpus = max(free, min(1, len(worker.devices.get("gpus_out", ()))))
             for queue in worker.queues:
-                served[queue].add(Capacity(gpus, gpus, worker.devices.get("cpu_slots", 0)))
+                served[queue].add(Capacity(free, gpus, worker.devices.get("cpu_slots", 0)))
     return dict(served)
 
 

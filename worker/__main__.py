@@ -21,9 +21,10 @@ from store import leases, workers
 from store.database import Database
 from store.engines import AWAY, reason
 from store.hints import Hints
-from store.settings import Settings
+from store.startup import settings_or_exit
 from worker import heartbeat
 from worker.app import create_app, serve
+from worker.devices import devices_or_exit
 from worker.reaper import Reaper
 from worker.runner import Runner
 
@@ -41,13 +42,14 @@ def main() -> None:
     _log()
     if arguments.with_parent:
         _stop_with(os.getppid())
-    settings = Settings()
+    settings = settings_or_exit()
+    devices = devices_or_exit(settings)
     heartbeat.forget(settings)
     sandbox = Sandbox(import_path=[settings.plugin_path], preload=(*DEFAULT_PRELOAD, "worker.trainer"))
     sandbox.start()
     database = Database(settings.database)
     _patiently(lambda: _begin(database, settings.worker_name))
-    runner = Runner(settings, database, sandbox)
+    runner = Runner(settings, database, sandbox, devices)
     reaper = Reaper(runner, Hints(settings.broker), leave=lambda: os.kill(os.getpid(), signal.SIGTERM))
     app = create_app(settings, runner)
     reaper.start()

@@ -14,6 +14,7 @@ from sandbox import ExitStatus, SandboxError
 from store import leases
 from store.leases import Lease
 from worker.failures import crash
+from worker.link import NO_DEVICE
 
 Asked = Literal["cancel", "timeout", "stop", "pause"]
 """What an attempt is asked to stop for: a command, its worker's own stop, or that its job has run for `max_hours`."""
@@ -38,20 +39,28 @@ class Ending:
 
 def conclude(session: Session, lease: Lease, spec: Mapping[str, Any], ending: Ending) -> JobState:
     """End the attempt, in the state that is returned. Raises LeaseLost."""
-    said = ending.word["kind"] if ending.word else None
-    if ending.word is not None and said == "failed":
-        return _finish(session, lease, Failure.model_validate({**ending.word["failure"], "lines": list(ending.lines)}))
-    if said == "done":
-        leases.finish(session, lease, "succeeded", None)
-        return "succeeded"
-    if ending.word is not None and "reason" in ending.word and ending.asked not in ("cancel", "timeout"):
-        return leases.pause(session, lease, reason=ending.word["reason"])
+    if ending.word is not None and (state := _take(session, lease, ending, ending.word)) is not None:
+        return state
     if ending.asked is not None:
         return _obey(session, lease, spec, ending.asked)
     if ending.stopping:
         return leases.give_back(session, lease, reason=STOPS)
     failure = crash(ending.status, ending.lines, starved=ending.starved)
     return leases.give_back(session, lease, reason=failure.message, failure=failure, counted=True)
+
+
+def _take(session: Session, lease: Lease, ending: Ending, word: Mapping[str, Any]) -> JobState | None:
+    """What the trainer's last word comes to; None where it only obeys what was asked, which decides."""
+    if word["kind"] == "failed":
+        return _finish(session, lease, Failure.model_validate({**word["failure"], "lines": list(ending.lines)}))
+    if word["kind"] == NO_DEVICE:  # it waits for another GPU, and that does not count
+        return leases.give_back(session, lease, reason=f"a GPU of {lease.owner} cannot be used: {word['message']}")
+    if word["kind"] == "done":
+        leases.finish(session, lease, "succeeded", None)
+        return "succeeded"
+    if "reason" in word and ending.asked not in ("cancel", "timeout"):
+        return leases.pause(session, lease, reason=word["reason"])
+    return None
 
 
 def _obey(session: Session, lease: Lease, spec: Mapping[str, Any], asked: Asked) -> JobState:

@@ -13,9 +13,9 @@ from core.events import CheckpointData, Failure, IterationsData, LogData
 from sandbox import ChannelError, Child, ExitStatus
 from sandbox.lines import Lines
 from worker.journal import Journal, MalformedEventError
-from worker.link import LOST, SEVERAL
+from worker.link import LOST, NO_DEVICE, SEVERAL
 
-LAST_WORDS = frozenset({"done", "failed", "cancelled", "paused", LOST})
+LAST_WORDS = frozenset({"done", "failed", "cancelled", "paused", LOST, NO_DEVICE})
 
 
 class Intake:
@@ -51,7 +51,7 @@ class Intake:
     def word(self) -> dict[str, Any] | None:
         """What the attempt came to: rank 0's last word, unless it failed; then that of the first to fail that knew why."""
         said = self._ranks[0].word
-        return said if said is not None and said["kind"] not in ("failed", LOST) else self._failed
+        return said if said is not None and said["kind"] not in ("failed", LOST, NO_DEVICE) else self._failed
 
     @property
     def status(self) -> ExitStatus:
@@ -135,7 +135,7 @@ class Intake:
 
     def _end(self, rank: _Rank, word: dict[str, Any]) -> None:
         rank.word = word
-        if word["kind"] == "failed":
+        if word["kind"] in ("failed", NO_DEVICE):
             self._failed = self._failed or word
         elif word["kind"] != LOST and rank.number == 0:
             for other in self._ranks[1:]:  # nothing that they do counts any more

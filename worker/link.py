@@ -19,6 +19,8 @@ SEVERAL = "several"
 """A message of several events, which are committed together."""
 LOST = "lost"
 """The last word of a rank that only knows that another one is gone."""
+NO_DEVICE = "no_device"
+"""The last word of a rank whose GPU cannot be used at all: that is no fault of its job."""
 
 _WINDOW = 0.1
 """Seconds that losses are gathered before they are sent."""

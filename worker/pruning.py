@@ -1,16 +1,20 @@
 """Which checkpoint directories may go: only what the log no longer keeps, and no job is pinned to.
 
-While a job is not over its supervisor deletes; after that the reaper, once the last job that was pinned to it has ended.
+While a job is not over its supervisor deletes; after that the reaper, once the last job that was pinned to it has ended. What a
+job leaves that was itself deleted goes whole.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from store import events, jobs, pins
+from store import deletion, events, jobs, pins
 from store.database import Database
+from store.errors import NotFound
+from store.states import FINAL
 
 
 def prune(folder: Path, keep: Collection[Path], *, attempt: int, committed: int | None) -> list[Path]:
@@ -28,28 +32,44 @@ def prune(folder: Path, keep: Collection[Path], *, attempt: int, committed: int 
             if checkpoint not in keep and (over or _is_up_to(checkpoint, committed or 0)):
                 shutil.rmtree(checkpoint, ignore_errors=True)
                 gone.append(checkpoint)
-        if over and not any(run.iterdir()):
-            run.rmdir()
+        if over:
+            with contextlib.suppress(OSError):  # it is not empty; or the job was deleted, and its folder goes right now
+                run.rmdir()
     return gone
 
 
-def release_pins(database: Database, data_dir: Path) -> list[Path]:
-    """Delete what ended jobs were pinned to and nobody keeps; the paths that went. Any number of workers may do it at once.
+def tidy(database: Database, data_dir: Path) -> list[Path]:
+    """Delete what nobody needs any more: what ended jobs were pinned to alone, and what deleted ones left. The paths that went.
 
     A job that has not ended prunes for itself, with its next checkpoint or attempt. Of an ended one, what is not kept can be
-    pinned no more, so it may go after the look; the pins are forgotten last, for a worker that dies on the way.
+    pinned no more, so it may go after the look; pins and leftovers are forgotten last, for a worker that dies on the way. Any
+    number of workers may do it at once.
     """
-    gone = []
     with database.read() as session:
-        over = pins.over(session)
-    for job_id in over:
-        with database.write() as session:
-            attempt = jobs.locked(session, job_id).attempt
-            ended = pins.ended(session, job_id)
-            kept = [data_dir / checkpoint["path"] for checkpoint in events.checkpoints(session, job_id)]
-        gone += prune(data_dir / "jobs" / str(job_id), kept, attempt=attempt, committed=None)
-        with database.write() as session:
-            pins.let_go(session, ended)
+        found = sorted({*pins.over(session), *deletion.leftovers(session)})
+    return [path for job_id in found for path in _tidy(database, data_dir, job_id)]
+
+
+def _tidy(database: Database, data_dir: Path, job_id: int) -> list[Path]:
+    folder = data_dir / "jobs" / str(job_id)
+    with database.write() as session:
+        try:
+            job = jobs.locked(session, job_id)
+        except NotFound:
+            job = None
+        if job is not None and job.state not in FINAL:
+            return []
+        ended = pins.ended(session, job_id)
+        kept = [] if job is None else [data_dir / checkpoint["path"] for checkpoint in events.checkpoints(session, job_id)]
+    if job is not None:
+        gone = prune(folder, kept, attempt=job.attempt, committed=None)
+    else:
+        gone = [folder] if folder.exists() else []
+        shutil.rmtree(folder, ignore_errors=True)
+    with database.write() as session:
+        pins.let_go(session, ended)
+        if job is not None or not folder.exists():
+            deletion.cleared(session, job_id)
     return gone
 
 
@@ -58,6 +78,7 @@ def _is_up_to(checkpoint: Path, step: int) -> bool:
 
 
 def _folders(parent: Path) -> list[Path]:
-    if not parent.is_dir():
+    try:
+        return [path for path in parent.iterdir() if path.is_dir() and not path.is_symlink()]
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    return [path for path in parent.iterdir() if path.is_dir() and not path.is_symlink()]

@@ -12,7 +12,7 @@ from sandbox import SandboxError
 from store import jobs, leases
 from store.engines import AWAY, reason
 from store.hints import Hints
-from worker.pruning import release_pins
+from worker.pruning import tidy
 from worker.runner import Runner
 
 _BEAT = 5.0
@@ -67,8 +67,8 @@ class Reaper:
                 return  # a broker that hangs must not keep this thread from its other chores for long
 
     def let_go(self) -> None:
-        """Delete the checkpoints that were kept for other jobs alone, once those have ended."""
-        for path in release_pins(self._runner.database, self._runner.settings.data_dir):
+        """Delete the checkpoints that were kept for other jobs alone, once those have ended, and what deleted jobs left."""
+        for path in tidy(self._runner.database, self._runner.settings.data_dir):
             log.info("%s: deleted; no job needs it any more", path)
 
     def _beat(self) -> None:

@@ -102,20 +102,25 @@ class Runner:
         with self._lock:
             self._running.add(claim.lease.job_id)
         log.info("job %d, attempt %d: started on %s", claim.lease.job_id, claim.lease.attempt, ", ".join(slot.devices))
+        supervisor = Supervisor(
+            claim,
+            slot,
+            claimed_at=claimed_at,
+            database=self.database,
+            sandbox=self.sandbox,
+            settings=self.settings,
+            stop=self.stop,
+        )
         try:
-            Supervisor(
-                claim,
-                slot,
-                claimed_at=claimed_at,
-                database=self.database,
-                sandbox=self.sandbox,
-                settings=self.settings,
-                stop=self.stop,
-            ).run()
+            supervisor.run()
         except Exception:
             log.exception("job %d: left until its lease runs out", claim.lease.job_id)
         finally:
-            self.devices.give(slot)
+            if (fault := supervisor.device_fault) is None:
+                self.devices.give(slot)
+            else:
+                self.devices.take_out(slot)
+                log.error("GPU %s is used no more until this worker is started again: %s", ", ".join(slot.gpus), fault)
             with self._lock:
                 self._running.discard(claim.lease.job_id)
 

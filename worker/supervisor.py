@@ -33,6 +33,7 @@ from worker.failures import oom_kills
 from worker.fetch import Fetch
 from worker.intake import Intake
 from worker.journal import Journal
+from worker.link import NO_DEVICE
 from worker.persistence import Persistence, StoppedError
 from worker.pruning import prune
 
@@ -87,6 +88,11 @@ class Supervisor:
         self._command_at = self._commit_at = 0.0
         self._kill_at: float | None = None
         self._oom_kills = oom_kills()
+
+    @property
+    def device_fault(self) -> str | None:
+        """Once it has run: why a GPU of its slot cannot be used; None where they can."""
+        return self._word["message"] if self._word is not None and self._word["kind"] == NO_DEVICE else None
 
     def run(self) -> None:
         """Run the attempt. Never raises for what a job or its lease can do."""

@@ -18,7 +18,7 @@ from core.training.divergence import HaltedError
 from core.training.loop import fit
 from core.training.ranks import is_lost, join
 from sandbox.channel import Channel
-from worker.link import LOST, CancelledError, Link, PausedError, sendable
+from worker.link import LOST, NO_DEVICE, CancelledError, Link, PausedError, sendable
 from worker.printed import Capture
 
 _NO_MEMORY = "out of memory", "can't allocate memory", "not enough memory"
@@ -31,7 +31,7 @@ _ASK_FOR_A_PLAN = "Ask POST /plans what is wrong with this spec now: a file may 
 def run(channel: Channel) -> None:
     """Train the job of the start message, as one of the ranks that the environment names.
 
-    The last message is `done`, `cancelled`, `paused` or `failed`; or `lost`, where another rank is gone.
+    The last message is `done`, `cancelled`, `paused` or `failed`; or `lost`, where another rank is gone; or `no_device`.
     """
     start = channel.receive()
     asked = Adjustments(Adjustment(**one) for one in start["adjusted"])
@@ -51,9 +51,9 @@ def run(channel: Channel) -> None:
         capture.finish()
         link.end(kind="paused", reason=str(error))
     except Exception as error:  # whatever it was, it has a type and goes up
-        if is_lost(error):
+        if (word := _no_fault(error)) is not None:
             capture.finish()
-            link.end(kind=LOST)
+            link.end(**word)
             return
         failure = failure_of(error)
         if failure.type == "crashed":  # the frames nearest the error; those above them are torch's and ours
@@ -70,6 +70,7 @@ def _train(start: dict[str, Any], link: Link) -> None:
     spec, places = JobSpec.model_validate(start["spec"]), Places.model_validate(start["places"])
     resume = None if start["resume"] is None else [Path(path) for path in start["resume"]]
     device, directory = torch.device(start["device"]), Path(start["directory"])
+    _touch(device)
     ranks = join(device)
     if ranks.rank == 0:  # permits are rank 0's; no step is done without it
         link.wait()
@@ -90,6 +91,29 @@ def _train(start: dict[str, Any], link: Link) -> None:
                 link.finish()
             else:
                 link.wait()
+
+
+def _no_fault(error: Exception) -> dict[str, Any] | None:
+    """The last word where it is no fault of the job's; None where it is."""
+    if isinstance(error, NoDeviceError):
+        return {"kind": NO_DEVICE, "message": sendable(str(error)[:1000])}
+    return {"kind": LOST} if is_lost(error) else None
+
+
+class NoDeviceError(Exception):
+    """The GPU of this process cannot be used."""
+
+
+def _touch(device: torch.device) -> None:
+    """Use the device for the first time. Raises NoDeviceError where CUDA does not start on it, for whatever job."""
+    if device.type != "cuda":
+        return
+    try:
+        torch.zeros(1, device=device)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError) as error:  # an AssertionError: this torch is built without CUDA
+        raise NoDeviceError(str(error).partition("\n")[0]) from error
 
 
 def failure_of(error: BaseException) -> Failure:

@@ -1,13 +1,15 @@
 """Ours through the service: the job goes to `graft serve` on this machine, its losses are followed as NDJSON.
 
 The api, the worker, the database and this client take their time from the same cores. A turn is a job, cancelled once enough
-losses came; the first ones, while its process warms up, do not count, and neither does what came before the first chunk.
+losses came; the first ones, while its process warms up, do not count, and neither does the time between two epochs.
 """
 
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from contenders.turns import Block, Turns, contend
 from contenders.workloads import EXAMPLE, INPUTS
@@ -25,13 +27,13 @@ def follow(client: Client, turns: Turns) -> Block:
     whole = turns.workload.epochs is not None
     job = client.submit({**turns.workload.job(turns.task.epochs), "checkpoint": {"keep_last": 1, "keep_best": 0}})
     step, enough = 0, turns.task.block * (TIMES + 1)
-    arrived: list[tuple[int, float]] = []
+    arrived: list[_Chunk] = []
     for event in client.events(job["id"], follow=True, kinds=("iterations", "end")):
         if event["kind"] == "iterations":
             if event["data"]["first"] != step:
                 raise RuntimeError(f"step {event['data']['first']} came after step {step - 1}")
             step += len(event["data"]["losses"])
-            arrived.append((step, time.perf_counter()))
+            arrived.append(_Chunk(event["data"]["epoch"], step, time.perf_counter()))
             if step >= enough and not whole:
                 client.cancel(job["id"])
                 enough = sys.maxsize
@@ -39,9 +41,20 @@ def follow(client: Client, turns: Turns) -> Block:
             raise RuntimeError(f"the job ended as {event['data']}")
     if whole:
         return Block(finished=True)
-    counted = [one for one in arrived if turns.task.block <= one[0] <= turns.task.block * (TIMES + 2)]
-    (first, start), (last, end) = counted[0], counted[-1]
-    return Block(time.perf_counter() - begun, [(end - start) / (last - first)] * (last - first))
+    counted = [one for one in arrived if turns.task.block <= one.steps <= turns.task.block * (TIMES + 2)]
+    within = [(one, next_) for one, next_ in pairwise(counted) if one.epoch == next_.epoch]
+    iterations = sum(next_.steps - one.steps for one, next_ in within)
+    seconds = sum(next_.at - one.at for one, next_ in within)
+    return Block(time.perf_counter() - begun, [seconds / iterations] * iterations)
+
+
+class _Chunk(NamedTuple):
+    """Losses that came together."""
+
+    epoch: int
+    steps: int
+    """Of the job, these included."""
+    at: float
 
 
 def main() -> None:

@@ -5,28 +5,27 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+from torch import Tensor
+from torchvision.datasets.folder import find_classes, make_dataset
 
+from core.data import idx
 from core.data.images import POINTER, ArrayImages, FileImages, Images, Opened
 from core.data.labels import LABELS, read_labels
-from core.data.labels import NAME as LABELS_FILE
-from core.data.readings import TASK
+from core.data.layout import TABLE, dataset_root, is_image, is_litter, layout_of
+from core.data.readings import TASK, listed
 from core.data.splits import hold_out
 from core.data.torchvision_data import open_torchvision
-from core.data.torchvision_sets import RECIPES
+from core.data.torchvision_sets import IDX_FILES, RECIPES
 from core.errors import SpecError, did_you_mean
 from core.places import Places
 from core.spec import DatasetSpec, Task
 
-__all__ = ["Dataset", "Images", "dataset_sources", "open_dataset", "open_root"]
-
-VALIDATION_FOLDERS = ("val", "valid", "validation", "test")
-"""Beside `train/`, the first of these that is there validates."""
+__all__ = ["Dataset", "Images", "check", "dataset_sources", "open_dataset", "open_root"]
 
 
 @dataclass(frozen=True)
@@ -63,14 +62,14 @@ def open_dataset(spec: DatasetSpec, places: Places, seed: int) -> Dataset:
     opened = _OPENERS[kind](name, places, spec)
     if spec.task not in (None, opened.task):
         raise SpecError.at(TASK, f"its targets are {opened.task}, not {spec.task}{_WITH_LABELS.get(kind, '')}")
-    notes = list(opened.notes)
+    if opened.validation is not None and not len(opened.validation):
+        opened = replace(opened, validation=None)
+    notes = [*opened.notes, *check(opened)]
     train, validation = opened.train, opened.validation
-    _check_labels(opened, train, "training", notes)
-    if validation is None or not len(validation):
+    if validation is None:
         train, validation, more = hold_out(train, opened.task, len(opened.classes), spec.validation, seed)
         notes += more
-    else:
-        _check_labels(opened, validation, "validation", notes)
+    notes += _unreadable(spec, places, train, validation)
     names = "\0".join([*opened.classes, *([] if opened.task == "multiclass" else ["", opened.task])])
     sha = hashlib.sha256(names.encode(errors="surrogateescape") + train.digest() + validation.digest())
     shape = train.shape()
@@ -116,29 +115,40 @@ def _open_folder(name: str, places: Places, spec: DatasetSpec) -> Opened:
 def open_root(root: Path, spec: DatasetSpec) -> Opened:
     """The images in the folder `root`: by class folders, in `train/` and `val/` where there are such, or by a CSV of labels.
 
-    By the latter where `spec` names one, or where `labels.csv` lies there and no class folders do.
+    By the latter where `spec` names one, or where one lies there and no class folders do (`core.data.layout`). Folders around
+    everything do not count.
     """
     if spec.labels is not None:
-        return read_labels(root, spec)
-    train_folder = root / "train"
-    within = train_folder if train_folder.is_dir() else root
-    found = (root / LABELS_FILE).is_file()
-    if found and sum(one.is_dir() for one in within.iterdir()) < 2:
-        return read_labels(root, spec)
-    notes = [f"{LABELS_FILE} lies beside the class folders, and is not read: name it in {LABELS}"] if found else []
-    classes, train = _class_folders(within, root)
-    held = [root / part for part in VALIDATION_FOLDERS if (root / part).is_dir() and within != root]
-    if not held:
+        return read_labels(root, spec, spec.labels)
+    try:
+        inner = dataset_root(root)
+        layout = layout_of(inner)
+    except OSError as error:
+        raise SpecError.at(POINTER, f"'{root.name}' cannot be read: {error.strerror or error}") from None
+    notes = [] if inner == root else [f"it begins in '{inner.relative_to(root)}', the one folder that has images"]
+    if layout.table is not None:
+        opened = read_labels(inner, spec, layout.table)
+        return replace(opened, notes=(*notes, *opened.notes))
+    notes += layout.notes
+    classes, train = _class_folders(layout.train, inner)
+    if layout.held is None:
         return Opened(classes, train, None, 3, notes=tuple(notes))
-    held_classes, validation = _class_folders(held[0], root)
+    held_classes, validation = _class_folders(layout.held, inner)
     if classes != held_classes:
-        odd = sorted(set(classes) ^ set(held_classes))
+        odd = listed(sorted(set(classes) ^ set(held_classes)))
         raise SpecError.at(
-            POINTER, f"'{root.name}': train and {held[0].name} have different class folders ({_some(odd)} in one alone)"
+            POINTER, f"'{root.name}': train and {layout.held.name} have different class folders ({odd} in one alone)"
         )
-    if len(held) > 1:
-        notes.append(f"{_some([one.name for one in held[1:]])} beside train is not used, for {held[0].name} validates")
     return Opened(classes, train, validation, 3, notes=tuple(notes))
+
+
+def check(opened: Opened) -> list[str]:
+    """See that its targets can be trained on; what a person should know of them. Raises SpecError at /dataset/source."""
+    notes: list[str] = []
+    _check_labels(opened, opened.train, "training", notes)
+    if opened.validation is not None:
+        _check_labels(opened, opened.validation, "validation", notes)
+    return notes
 
 
 def _open_upload(name: str, places: Places, spec: DatasetSpec) -> Opened:
@@ -150,15 +160,37 @@ def _open_upload(name: str, places: Places, spec: DatasetSpec) -> Opened:
 
 
 def _class_folders(folder: Path, root: Path) -> tuple[list[str], Images]:
-    """The classes and images below `folder`, by torchvision's ImageFolder rules; names are relative to `root`."""
+    """The classes and images below `folder`, by torchvision's ImageFolder rules, without litter; names are relative to `root`."""
     try:
-        classes, index = find_classes(folder)
-        samples = make_dataset(folder, index, IMG_EXTENSIONS)
-    except OSError as error:
-        message = str(error).replace(str(folder), f"'{folder.name}'")
-        raise SpecError.at(POINTER, message.replace("Couldn't find", "there is not").rstrip(".")) from None
-    names = [str(Path(path).relative_to(root)) for path, _ in samples]
-    return classes, FileImages(root, names, torch.tensor([label for _, label in samples], dtype=torch.int64))
+        classes = [name for name in find_classes(folder)[0] if not is_litter(name)]
+    except FileNotFoundError:
+        classes = []
+    if not classes:
+        raise SpecError.at(POINTER, _no_dataset(folder))
+    index, below = {name: number for number, name in enumerate(classes)}, len(str(folder))
+    samples = make_dataset(folder, index, is_valid_file=lambda path: _is_data(path[below:]), allow_empty=True)
+    labels = torch.tensor([label for _, label in samples], dtype=torch.int64)
+    if empty := (torch.bincount(labels, minlength=len(classes)) == 0).nonzero().flatten().tolist():
+        bare = listed([classes[number] for number in empty])
+        raise SpecError.at(POINTER, f"'{folder.name}': no image is in its class folders {bare}; put some there, or remove them")
+    return classes, FileImages(root, [str(Path(path).relative_to(root)) for path, _ in samples], labels)
+
+
+def _is_data(path: str) -> bool:
+    return is_image(path) and not any(is_litter(part) for part in path.split("/"))
+
+
+def _no_dataset(folder: Path) -> str:
+    """What was looked for in a folder that has none of it, and what may be meant."""
+    wanted = (
+        f"'{folder.name}' has no class folders: a dataset is a folder for each class with its images in it, or images and {TABLE}"
+    )
+    alike = [name for name, (train, _) in IDX_FILES.items() if idx.find(folder, f"{train}-images-idx3-ubyte")]
+    if alike:
+        plain = folder.name.replace("-", "").replace("_", "").lower()
+        alike.sort(key=lambda name: difflib.SequenceMatcher(None, name.lower(), plain).ratio(), reverse=True)
+        return f"{wanted}; its idx files look like those of torchvision:{alike[0]}"
+    return wanted
 
 
 _OPENERS: dict[str, Callable[[str, Places, DatasetSpec], Opened]] = {
@@ -193,6 +225,11 @@ def _check_labels(opened: Opened, images: Images, split: str, notes: list[str]) 
         low, high, count = int(labels.min()), int(labels.max()), len(classes)
         if low < 0 or high >= count:
             raise SpecError.at(POINTER, f"its {split} split has labels from {low} to {high}, but there are {count} classes")
+        there = torch.bincount(labels, minlength=count)
+        if int((there > 0).sum()) == 1:
+            notes.append(f"every image of the {split} split is of the class '{classes[low]}'")
+        else:
+            _note_bare(there, opened, split, notes)
         return
     good = labels.isfinite() if opened.task == "regression" else (labels == 0) | (labels == 1)
     if not good.all():
@@ -200,9 +237,23 @@ def _check_labels(opened: Opened, images: Images, split: str, notes: list[str]) 
         wanted = "no number" if opened.task == "regression" else "neither 0 nor 1"
         place = f"'{classes[column]}' of {images.name(row)}"
         raise SpecError.at(POINTER, f"in its {split} split {place} is {labels[row, column].item():g}, which is {wanted}")
-    if opened.task == "multilabel" and (bare := (labels.sum(dim=0) == 0).nonzero().flatten().tolist()):
-        notes.append(f"no image of the {split} split has {_some([classes[index] for index in bare])}")
+    if opened.task == "multilabel":
+        _note_bare(labels.sum(dim=0), opened, split, notes)
 
 
-def _some(names: list[str], shown: int = 5) -> str:
-    return ", ".join(f"'{name}'" for name in names[:shown]) + (" …" if len(names) > shown else "")
+def _note_bare(counts: Tensor, opened: Opened, split: str, notes: list[str]) -> None:
+    if bare := (counts == 0).nonzero().flatten().tolist():
+        notes.append(f"no image of the {split} split has {listed([opened.classes[index] for index in bare])}")
+
+
+def _unreadable(spec: DatasetSpec, places: Places, *splits: Images) -> Iterator[str]:
+    """What is known already not to be readable: a note, or SpecError at /dataset/corrupt where it would end the job."""
+    if not places.unreadable:
+        return
+    there = {images.name(index) for images in splits for index in range(len(images))}
+    if not (found := [name for name in places.unreadable if name in there]):
+        return
+    known = f"when {spec.source} was uploaded, {listed(found)} could not be read"
+    if spec.corrupt == "fail":
+        raise SpecError.at("/dataset/corrupt", f"{known}; set skip to leave such images out, or mend them and upload it again")
+    yield f"{known}; what cannot be read is left out of every batch"

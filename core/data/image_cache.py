@@ -3,6 +3,10 @@
 Each entry is one file: a page of JSON that says what it is, uint8 [N, C, S, S], and a byte for each image that says whether it
 could be read. Its name is a hash of the state of the images' files, so a file that changes makes another entry. Any of them,
 and the whole folder, may be deleted at any time: whoever has one mapped keeps it, and whoever comes later makes it anew.
+
+Entries are synced before they get their name, so a crash leaves whole ones. Of one that is there the header and the length are
+checked, no pixel: a CRC-32 of all takes half a second for each GB, and an entry may have a hundred, of which a mapped one is
+not even read at first. Bytes that a disk changes later are trained on.
 """
 
 from __future__ import annotations
@@ -84,7 +88,7 @@ def entry_of(images: Images, size: int, channels: int, *, again: bool = False) -
 
 
 def find(folder: Path, entry: Entry, say: Callable[[str], None]) -> Stored | None:
-    """The entry, if it is there and undamaged; a damaged one goes. Raises OSError."""
+    """The entry, if it is there; one of another length or header goes. Raises OSError."""
     path = folder / entry.name
     try:
         with path.open("rb") as file:
@@ -138,7 +142,7 @@ def room(folder: Path, limit: int) -> int:
 
 
 def _mapped(file: BinaryIO, entry: Entry) -> Stored | None:
-    """The open file's content; None where it is not all there. Its lock lasts as long as the tensors do."""
+    """The open file's content; None where it has another length or header. Its lock lasts as long as the tensors do."""
     if os.fstat(file.fileno()).st_size != entry.size:
         return None
     mapped = mmap.mmap(file.fileno(), entry.size, access=mmap.ACCESS_READ)

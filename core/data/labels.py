@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os.path
 import posixpath
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,11 @@ import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from core.data.images import POINTER, FileImages, Opened
+from core.data.layout import images_below
 from core.data.readings import TASKS, Columns, listed, read_targets, reading_of
 from core.data.table import Cells, Table, TableFaults, read_table
 from core.spec import DatasetSpec
 
-NAME = "labels.csv"
-"""What is found by itself, in a folder without class folders."""
 LABELS = "/dataset/labels"
 _FILE = ("file", "filename", "image", "path")
 _SPLITS = {
@@ -25,8 +25,8 @@ _SPLITS = {
 }  # fmt: skip
 
 
-def read_labels(root: Path, spec: DatasetSpec) -> Opened:
-    """The images below `root` that the CSV file `spec.labels` (else `labels.csv`) names, with their targets and splits.
+def read_labels(root: Path, spec: DatasetSpec, name: str) -> Opened:
+    """The images below `root` that the CSV file `name` in it names, with their targets and splits.
 
     One column names the files, relative to `root`: that called file, filename, image or path, else the first. One called
     `split` may say train, validation or test. The others are targets, and `spec.task`, else they themselves, say of what kind:
@@ -36,7 +36,6 @@ def read_labels(root: Path, spec: DatasetSpec) -> Opened:
     Raises SpecError at /dataset/labels (/dataset/source where the file was found by itself) with the lines of its first faults,
     and at /dataset/task where the columns are not of that task, or where it cannot be told.
     """
-    name = spec.labels or NAME
     faults = TableFaults(name, LABELS if spec.labels else POINTER)
     table = read_table(_inside(root, name, faults), faults)
     notes = [] if spec.labels else [f"{name} was found in the folder, and says the targets"]
@@ -48,6 +47,9 @@ def read_labels(root: Path, spec: DatasetSpec) -> Opened:
     rows = _once(files, [*columns.cells, *([splits] if splits else [])], table.lines, faults, notes)
     classes, targets = read_targets(columns, reading, faults)
     faults.check()
+    if unnamed := sorted(set(images_below(root)).difference(files)):
+        are = "1 image is" if len(unnamed) == 1 else f"{len(unnamed)} images are"
+        notes.append(f"{are} not used, for no row of {name} names them: {listed(unnamed)}")
     rows.sort(key=files.__getitem__)  # the order of the rows says nothing
 
     def part(split: str | None) -> FileImages:
@@ -110,7 +112,7 @@ def _files(root: Path, cells: Cells, lines: Sequence[int], faults: TableFaults) 
     """The paths of the images, relative to `root`."""
     names = []
     for line, cell in zip(lines, cells, strict=True):
-        name = posixpath.normpath(cell)
+        name = _as_stored(root, posixpath.normpath(cell))
         names.append(name)
         if not cell:
             faults.add(line, "it names no file")
@@ -119,6 +121,14 @@ def _files(root: Path, cells: Cells, lines: Sequence[int], faults: TableFaults) 
         elif not os.path.isfile(f"{root}/{name}"):  # noqa: PTH113  (a Path for each of a million rows takes seconds)
             faults.add(line, lambda cell=cell, name=name: f"there is no file '{cell}'{_with_ending(root, name)}")  # type: ignore[misc]
     return names
+
+
+def _as_stored(root: Path, name: str) -> str:
+    """The name as it is, or in the form of Unicode in which there is such a file: macOS writes another one than the rest."""
+    if name.isascii() or os.path.isfile(f"{root}/{name}"):  # noqa: PTH113
+        return name
+    forms = (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+    return next((form for form in forms if os.path.isfile(f"{root}/{form}")), name)  # noqa: PTH113
 
 
 def _with_ending(root: Path, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NoReturn
@@ -15,6 +16,8 @@ from core.errors import SpecError
 from core.spec import Task
 
 TASK = "/dataset/task"
+_DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
+_WITH_COMMA = re.compile(r"-?\d+(,\d+)?|")
 _MOST_BYTES = 8 << 30
 
 Reading = Literal["class", "labels", "flags", "one-hot", "numbers"]
@@ -74,6 +77,9 @@ def _of_one(columns: Columns, cells: set[str], values: set[float] | None) -> Rea
         _ask(f"{shown} has cells with ';'", "set multilabel (labels with ; between them), or multiclass")
     label = columns.names[0].casefold() == "label"
     if values is None:
+        if (comma := min(filter(_DECIMAL_COMMA.fullmatch, cells), default=None)) and all(map(_WITH_COMMA.fullmatch, cells)):
+            point = comma.replace(",", ".")
+            _ask(f"{shown} has numbers with a decimal comma, as '{comma}'", f"write {point} to learn numbers, or set multiclass")
         odd = {cell for cell in cells if cell and np.isnan(_number(cell))}
         if not label and odd | {""} < cells | {""}:
             choice = "set multiclass, or regression to be told of each cell that is no number"
@@ -96,9 +102,9 @@ def _ask(what: str, choice: str) -> NoReturn:
 
 
 def _number(cell: str) -> float:
-    """NaN where it is none. What pandas writes for a truth value is one."""
+    """NaN where it is none, as is what Python alone takes for one (`1_000`). What pandas writes for a truth value is one."""
     try:
-        return float(cell)
+        return np.nan if "_" in cell else float(cell)
     except ValueError:
         return {"true": 1.0, "false": 0.0}.get(cell.lower(), np.nan)
 
@@ -169,9 +175,11 @@ def _matrix(columns: Columns) -> np.ndarray[tuple[int, int], np.dtype[np.float32
 def _numeric(cells: Cells) -> list[float]:
     """As `_number` has each; at once, where nothing is odd."""
     try:
-        return list(map(float, cells))
+        if not any("_" in cell for cell in cells):
+            return list(map(float, cells))
     except ValueError:
-        return list(map(_number, cells))
+        pass
+    return list(map(_number, cells))
 
 
 def _sorted(names: set[str]) -> list[str]:

@@ -64,7 +64,7 @@ def read_table(path: Path, faults: TableFaults) -> Table:
     read.
     """
     text = _text(path, faults)
-    head = next((line for line in io.StringIO(text) if line.strip()), "")
+    head = next((line for line in io.StringIO(text, newline=None) if line.strip()), "")
     separator = max(_SEPARATORS, key=head.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=separator != "\t", strict=True)
     rows, lines = [], []
@@ -97,6 +97,8 @@ def _text(path: Path, faults: TableFaults) -> str:
         raw = path.read_bytes()
     except OSError as error:
         faults.refuse(f"it cannot be read: {error.strerror}")
+    if (zero := raw.find(b"\0")) >= 0:
+        faults.refuse("a NUL byte is in it; save it as text in UTF-8", raw[:zero].count(b"\n") + 1)
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

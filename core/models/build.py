@@ -6,9 +6,9 @@ import importlib
 import inspect
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from torch import nn
@@ -16,8 +16,9 @@ from torchvision import models as vision
 
 from core import timm_models
 from core.catalog import model_names
-from core.errors import SpecError, did_you_mean
+from core.errors import SpecError, did_you_mean, place_of
 from core.events import TransferData
+from core.hashes import sha256_of
 from core.keywords import check_keywords
 from core.places import Places
 from core.shapes import shapes_of
@@ -64,13 +65,37 @@ def build_model(spec: ModelSpec, classes: int, places: Places) -> nn.Module:
 
     Raises SpecError below /model, with what its constructor says where that fails.
     """
+    return _built(spec, *_constructor(spec, classes, places))
+
+
+def constructor_keywords(spec: ModelSpec, classes: int) -> dict[str, Any]:
+    """All that the constructor of a model is given which was built here before. Raises SpecError as `build_model` does."""
+    module = spec.name.split(":")[1]
+    return _constructor(spec, classes, Places(plugins=(module,)))[1]
+
+
+def module_hash(spec: ModelSpec) -> dict[str, str]:
+    """The SHA-256 of the file of a person's own module, by the file's name, as it was when it was imported; else nothing."""
+    kind, _, name = spec.name.partition(":")
+    return dict(_hash_of(name.partition(":")[0])) if kind == "python" else {}
+
+
+@cache
+def _hash_of(module_name: str) -> Mapping[str, str]:
+    """Asked for right after the import: the file may be edited while the model trains."""
+    path = Path(getattr(sys.modules.get(module_name), "__file__", None) or "")
+    return {path.name: sha256_of(path)} if path.is_file() else {}
+
+
+def _constructor(spec: ModelSpec, classes: int, places: Places) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
+    """What makes the model, and the keywords it is given. Raises SpecError below /model."""
     kind, _, name = spec.name.partition(":")
     if kind == "torchvision" and name:
-        return _built(spec, *_torchvision(name, spec, classes))
+        return _torchvision(name, spec, classes)
     if kind == "timm" and name:
-        return _built(spec, *_timm(name, spec, classes))
+        return _timm(name, spec, classes)
     if kind == "python" and name:
-        return _built(spec, *_plugin(name, spec, classes, places))
+        return _plugin(name, spec, classes, places)
     libraries = {"torchvision": model_names, "timm": timm_models.names}
     known = next((library for library, names in libraries.items() if spec.name in names()), None)
     hint = f" Did you mean '{known}:{spec.name}'?" if known else ""
@@ -145,6 +170,7 @@ def _plugin(name: str, spec: ModelSpec, classes: int, places: Places) -> tuple[C
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
         raise SpecError.at(pointer, f"importing '{module_name}' raised {_where(error)}") from error
+    _hash_of(module_name)
     found = getattr(module, class_name, None)
     if not callable(found):
         classes_there = [key for key, value in vars(module).items() if inspect.isclass(value) and issubclass(value, nn.Module)]
@@ -190,7 +216,4 @@ def _where(error: BaseException) -> str:
     """`ValueError: … (nets.py, line 12)`: the exception and the innermost line of the file that raised it."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{type(error).__name__}: {error.msg} ({error.filename.rsplit('/', 1)[-1]}, line {error.lineno})"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-    theirs = [frame for frame in frames if not re.search(r"/torch/|/importlib/|^<frozen", frame.filename)]
-    place = f" ({theirs[-1].filename.rsplit('/', 1)[-1]}, line {theirs[-1].lineno})" if theirs else ""
-    return f"{type(error).__name__}: {error}{place}"
+    return f"{type(error).__name__}: {error}{place_of(error)}"

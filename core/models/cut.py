@@ -187,13 +187,13 @@ def is_sound(made: Cut, model: nn.Module, images: Tensor, runs: Callable[[Tensor
         tensors = all(isinstance(one, Tensor) and one.ndim and len(one) == len(images) for one in features)
         if not tensors or not all(torch.equal(one, other) for one, other in zip(features, again, strict=True)):
             return False
-        if not all(_close(one[:1], other) for one, other in zip(features, alone, strict=True)):
+        if not all(close(one[:1], other) for one, other in zip(features, alone, strict=True)):
             return False
         if made.after_eval is None:
             return True
         model.eval()
         try:
-            return _close(_tensor(runs(images, lambda _: made.after_eval(*features))), _tensor(runs(images, model)))
+            return close(_tensor(runs(images, lambda _: made.after_eval(*features))), _tensor(runs(images, model)))
         finally:
             model.train()
 
@@ -202,7 +202,7 @@ def _random_state(images: Tensor) -> list[Tensor]:
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(images.device)] if images.is_cuda else [])]
 
 
-def _close(one: Tensor, other: Tensor) -> bool:
+def close(one: Tensor, other: Tensor) -> bool:
     """Within what another batch size may change in the rounding; 16 bits have three digits."""
     rough = one.dtype in (torch.float16, torch.bfloat16)
     scale = float(other.abs().max()) if other.numel() else 0.0

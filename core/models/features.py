@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from core.data.batches import Loader
 from core.data.placing import room_on
-from core.models.cut import Cut, cut, is_sound
+from core.models.cut import Cut, close, cut, is_sound
+from core.models.folding import folded
 from core.optimizer.freezing import Freezes
 from core.places import Places
 from core.spec import JobSpec
@@ -27,6 +28,7 @@ Runner = Callable[[Tensor, Callable[[Tensor], Any]], Any]
 """Calls a part of a model on images, as they are to be run: in their precision and layout."""
 _WIDEST = 4
 """Numbers of features for each number of an image: beyond that they take more room than the work they save is worth."""
+_FEW = 3  # real images on which a graph is tried before it is trusted
 _CHUNK = 64  # images that go through the frozen part together, whatever the batch size: the same bits for each
 
 
@@ -90,14 +92,22 @@ class Backbone:
         """The features of a whole split, in the order of its samples: tensors [N, …] on the device."""
         made: list[Tensor] = []
         first = 0
+        before: fx.GraphModule | None = None
         for images in loader.straight(_CHUNK):
-            parts = self._runs(images, self._cut.before)
+            before = before or self._before(images[:_FEW])
+            parts = self._runs(images, before)
             if not made:
                 made = [one.new_empty([loader.split, *one.shape[1:]]) for one in parts]
             for whole, part in zip(made, parts, strict=True):
                 whole[first : first + len(part)] = part
             first += len(images)
         return made
+
+    def _before(self, images: Tensor) -> fx.GraphModule:
+        """The frozen part without its norms, if it does the same on these."""
+        plain, quick = self._cut.before, folded(self._cut.before)
+        same = zip(self._runs(images, quick), self._runs(images, plain), strict=True)
+        return quick if all(close(one, other) for one, other in same) else plain
 
     def __call__(self, features: Features) -> Any:
         """What the model makes of a batch, from its features."""
@@ -215,7 +225,7 @@ def run_once(
     made: Cut, model: nn.Module, loader: Loader, runs: Callable[[Tensor, Callable[[Tensor], Any]], Any]
 ) -> Backbone | None:
     """The backbone that gives features, if the graph does on a few real images what the model does; else None."""
-    images = next(iter(loader.straight(3)), None)
+    images = next(iter(loader.straight(_FEW)), None)
     if images is None or len(images) < 2 or not is_sound(made, model, images, runs):
         return None
     return Backbone(made, model, runs)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from core.errors import Fault, did_you_mean, pointer_of
+from core.globs import near_glob
 from core.optimizer.parameters import Parameter
 from core.spec import GroupSpec, Selector
 
@@ -110,14 +111,7 @@ def deepest(parameters: Iterable[Parameter]) -> int:
 
 
 def _near_name(pattern: str, parameters: Sequence[Parameter]) -> str:
-    """What may have been meant: a name for a name, a module's glob for a pattern."""
-    names = [name for one in parameters for name in one.names]
-    if not any(sign in pattern for sign in "*?[:"):
-        return did_you_mean(pattern, names)
-    parts = [name.split(".") for name in names]
-    depth = max((len(each) for each in parts), default=0)
-    globs = dict.fromkeys(".".join(each[:level]) + ".*" for level in range(1, depth) for each in parts if len(each) > level)
-    return did_you_mean(pattern, globs)
+    return near_glob(pattern, (name for one in parameters for name in one.names))
 
 
 def _near_role(role: str, _: Sequence[Parameter]) -> str:

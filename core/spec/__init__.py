@@ -8,16 +8,17 @@ from core.spec.checkpoint import CheckpointSpec, EveryMinutes, EverySteps
 from core.spec.data import Augmentation, DatasetSpec, LoaderSpec
 from core.spec.divergence import DivergenceSpec, SpikeSpec
 from core.spec.faults import faults_of
+from core.spec.homes import meant
 from core.spec.job import JobSpec, ResourcesSpec
 from core.spec.model import ModelSpec, PretrainedSpec
-from core.spec.optimizer import SELECTORS, GroupSpec, OptimizerSpec, Selector, UntilEpoch
+from core.spec.optimizer import SELECTORS, GroupSpec, Hyperparameters, OptimizerSpec, Selector, UntilEpoch
 from core.spec.schedule import ScheduleSpec
 from core.spec.training import DEFAULT_LOSSES, EarlyStoppingSpec, LossSpec, TrainingSpec
 from core.spec.values import MOST_LABELS, Label, Name, Named, Part, Priority, Task
 
 __all__ = [
     "DEFAULT_LOSSES", "MOST_LABELS", "SELECTORS", "Augmentation", "CheckpointSpec", "DatasetSpec", "DivergenceSpec",
-    "EarlyStoppingSpec", "EveryMinutes", "EverySteps", "GroupSpec", "JobSpec", "Label", "LoaderSpec", "LossSpec", "ModelSpec",
-    "Name", "Named", "OptimizerSpec", "Part", "PretrainedSpec", "Priority", "ResourcesSpec", "ScheduleSpec", "Selector",
-    "SpikeSpec", "Task", "TrainingSpec", "UntilEpoch", "faults_of",
+    "EarlyStoppingSpec", "EveryMinutes", "EverySteps", "GroupSpec", "Hyperparameters", "JobSpec", "Label", "LoaderSpec",
+    "LossSpec", "ModelSpec", "Name", "Named", "OptimizerSpec", "Part", "PretrainedSpec", "Priority", "ResourcesSpec",
+    "ScheduleSpec", "Selector", "SpikeSpec", "Task", "TrainingSpec", "UntilEpoch", "faults_of", "meant",
 ]  # fmt: skip

@@ -40,8 +40,8 @@ class DatasetSpec(Part):
     labels: Name | None = Field(
         default=None,
         description=(
-            "With `folder:`: a CSV file in it that names the images and says their targets; by default `labels.csv`, where one "
-            "lies there and no class folders do."
+            "With `folder:` and `upload:`: a CSV file in it that names the images and says their targets; by default "
+            "`labels.csv`, or the only one, where it lies there and no class folders do."
         ),
         examples=["labels.csv"],
     )
@@ -50,7 +50,11 @@ class DatasetSpec(Part):
         description="What the targets are; by default what the dataset says, which a CSV may leave open.",
     )
     image_size: Annotated[int, Field(ge=8, le=2048)] | None = Field(
-        default=None, description="Side in pixels; by default that of the pretrained weights, else the dataset's own."
+        default=None,
+        description=(
+            "Side in pixels; by default that of the pretrained weights, else the dataset's own where all its images "
+            "lie in arrays, else (folders, uploads) 224."
+        ),
     )
     augment: Annotated[
         Annotated[Preset, BeforeValidator(_preset), Tag("preset")]

@@ -25,7 +25,9 @@ class ResourcesSpec(Part):
             "each with its share of every batch."
         ),
     )
-    queue: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")] = "default"
+    queue: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")] = Field(
+        default="default", description="At most 63 of a-z, 0-9, `.`, `_` and `-`; the first a letter or a digit."
+    )
     priority: Priority = Field(default=0, description="Higher goes first.")
     max_attempts: Annotated[int, Field(ge=1, le=100)] = Field(
         default=3,

@@ -33,7 +33,7 @@ class PretrainedSpec(Part):
         ],
     )
     sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$"), AfterValidator(str.lower)] | None = Field(
-        default=None, description="Of the file, in hex; with it no other file is taken. `https:` needs it."
+        default=None, description="Of the file, 64 digits in hex; with it no other file is taken. `https:` needs it."
     )
     container: Name | None = Field(
         default=None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -147,8 +147,24 @@ def _bool_or_list(value: object) -> object:
     return value
 
 
+_Positive = Annotated[float, Field(strict=True, ge=0)]
+_Beta = Annotated[float, Field(strict=True, ge=0, lt=1)]
+
+
+class Hyperparameters(BaseModel):
+    """What most optimizers' groups have, and what of it may change while a job trains."""
+
+    lr: _Positive | None = Field(default=None, description="A schedule goes on from it, in proportion.", examples=[5e-4])
+    momentum: _Positive | None = None
+    betas: Annotated[list[_Beta], Field(min_length=2, max_length=2)] | None = None
+    weight_decay: _Positive | None = None
+
+
 class OptimizerSpec(Named):
     """An optimizer of torch.optim by class name, its keywords, and its parameter groups."""
+
+    USUAL: ClassVar[tuple[str, ...]] = tuple(Hyperparameters.model_fields)
+    """Keywords that most optimizers have, and their groups too."""
 
     name: Name = Field(default="Adam", description="An optimizer class of `torch.optim`.")
     layer_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(

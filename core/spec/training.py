@@ -24,6 +24,7 @@ class LossSpec(WithKeywords):
             "A loss class of `torch.nn`; by default `CrossEntropyLoss`, for several labels an image `BCEWithLogitsLoss`, for "
             "numbers `MSELoss`."
         ),
+        examples=["CrossEntropyLoss"],
     )
 
 

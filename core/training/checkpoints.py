@@ -1,7 +1,7 @@
 """Checkpoints: one directory per step, whole or not there at all.
 
     STEP/model.safetensors   the weights and buffers, under the model's own names; their running average, where the job keeps one
-    STEP/model.json          what one needs to use them: architecture, classes, preprocessing, figures, hash
+    STEP/model.json          what one needs to use them: architecture, classes, preprocessing, figures, hashes
     STEP/state.safetensors   the optimizer's state by parameter name, the random generators, and beside an average what trains
     STEP/state.json          how far the job was, to the batch, and the hash of every other file
 
@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import safetensors.torch
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -30,6 +29,7 @@ from core import randomness
 from core.errors import DiskFullError, is_no_room
 from core.events import Figure
 from core.optimizer.groups import load_optimizer_state, optimizer_state
+from core.training.card import model_card
 from core.training.divergence import Watched
 from core.training.progress import Progress, Tally
 from core.transfer.tensorfile import Written, sha256_of, write, write_tensors
@@ -69,7 +69,7 @@ def save(
     place = directory / str(progress.step)
     with _partial(place) as folder:
         weights = write_tensors(folder / "model.safetensors", job.model.state_dict(), {"format": "pt"})
-        model = _write_json(folder / "model.json", _model_card(job, progress, figures, weights))
+        model = _write_json(folder / "model.json", model_card(job, progress, figures, weights.sha256, FORMAT))
         tensors, values = _state(job, generators or [randomness.capture(device_of(job.model))])
         state = write_tensors(folder / "state.safetensors", tensors, {})
         files = {"model.safetensors": weights.sha256, "model.json": model.sha256, "state.safetensors": state.sha256}
@@ -152,24 +152,6 @@ def clean(directory: Path) -> None:
     """Remove what a killed job left half written."""
     for stale in directory.glob(f".*{_PARTIAL}"):
         shutil.rmtree(stale, ignore_errors=True)
-
-
-def _model_card(job: Prepared, progress: Progress, figures: Mapping[str, Figure], weights: Written) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "architecture": job.spec.model.model_dump(),
-        "task": job.dataset.task,
-        "classes": list(job.dataset.classes),
-        "preprocessing": asdict(job.preprocessing),
-        "step": progress.step,
-        "epoch": progress.last_epoch,
-        "figures": dict(figures),
-        "sha256": {"model.safetensors": weights.sha256},
-        "dataset": {"source": job.dataset.source, "fingerprint": job.dataset.fingerprint},
-        "ema": job.spec.training.ema,
-        "spec": job.spec.model_dump(mode="json"),
-        "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
-    }
 
 
 def _state(job: Prepared, generators: Sequence[Generators]) -> tuple[dict[str, Tensor], dict[str, Any]]:

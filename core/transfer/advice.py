@@ -111,19 +111,20 @@ def _gap(parts: list[str], at: int) -> str:
 
 
 def _nearest(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:
-    """The largest tensors that are missing, and the names of the source that come closest."""
+    """The largest tensors that are missing, and the names of the source that come close; where none does, what that means."""
     fits = set(_fits(found, wanted))
     missing = sorted((key for key in wanted if key not in fits), key=lambda key: -elements(wanted[key]))
     free = [name for name in found if name not in fits]
     pairs = [(key, near) for key in missing[:_NEAREST] if (near := _closest(key, wanted[key], free, found))]
     if not pairs:
-        return "rename rules can map the second on to the first"
+        return (
+            "no name comes close whose tensor would fit: these are most likely the weights of another architecture; "
+            "name weights of this one, or the model that they are of"
+        )
     shown = ", ".join(f"'{key}' here and '{name}' there" for key, name in pairs)
     return f"the nearest names are {shown}; rename rules can map the second on to the first"
 
 
 def _closest(key: str, shape: tuple[int, ...], free: list[str], found: Mapping[str, tuple[int, ...]]) -> str | None:
-    """The name that is most like `key`: among those of its shape, if there are any."""
-    alike = [name for name in free if found[name] == shape]
-    close = difflib.get_close_matches(key, alike or free, n=1, cutoff=0.0 if alike else 0.5)
-    return close[0] if close else None
+    """The name that is most like `key`, of its shape; one of another shape would not fit even if it were renamed."""
+    return next(iter(difflib.get_close_matches(key, [name for name in free if found[name] == shape], n=1)), None)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from core.errors import Fault, SpecError, pointer_of
 from core.events import SourceEntry, SourceStatus, TargetEntry
+from core.globs import near_glob
 from core.spec import PretrainedSpec, Task
 from core.transfer.adapters import Adaptation, Known, Place, adapt, places_of
 from core.transfer.globs import exclude_of
@@ -206,7 +207,7 @@ def _excluded(targets: Mapping[str, Entry], spec: PretrainedSpec, ties: Iterable
         hits = fnmatch.filter(targets, glob)
         if not hits:
             pointer = pointer_of("pretrained", "exclude", index)
-            faults.append(Fault(pointer, f"'{glob}' matches no key of the model; there are {listed(targets)}"))
+            faults.append(Fault(pointer, f"'{glob}' matches no key of the model.{near_glob(glob, targets)}"))
         elif all(key in excluded for key in hits):
             pointer = pointer_of("pretrained", "exclude", index)
             faults.append(

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from core.errors import Fault, SpecError, pointer_of
 from core.events import TransferStep
+from core.globs import near_glob
 from core.spec import PretrainedSpec
 from core.transfer.statefiles import POINTER, Entry, is_average
 
@@ -171,7 +172,7 @@ def _drop(work: _Work, glob: str, index: int) -> None:
     hits = [key for key, name in work.names.items() if fnmatch.fnmatchcase(name, glob)]
     if not hits:
         pointer = pointer_of("pretrained", "drop", index)
-        work.faults.append(Fault(pointer, f"'{glob}' matches no renamed key; there are {listed(work.left.values())}"))
+        work.faults.append(Fault(pointer, f"'{glob}' matches no renamed key.{near_glob(glob, work.left.values())}"))
         return
     if all(key in work.dropped for key in hits):
         reasons = dict.fromkeys(work.dropped[key] for key in hits)

@@ -7,6 +7,7 @@ Everything here reads local files. What lies elsewhere is pinned when a job is s
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,8 +162,10 @@ def _read_job(source: str, pinned: PinnedWeights, shapes_only: bool) -> Source:
         raise SpecError.at(POINTER, f"the weights of '{source}' are gone; name another job, or train it again")
     if not shapes_only and sha256_of(path) != pinned.sha256:
         raise TransferError(f"the weights of '{source}' have changed since this job was submitted")
-    classes = _model_card(pinned).get("classes")
-    return read_safetensors(source, path, path.name, pinned.sha256, tuple(classes) if classes else None)
+    card = _model_card(pinned)
+    classes, model = card.get("classes"), card.get("architecture", {}).get("name")
+    found = read_safetensors(source, path, path.name, pinned.sha256, tuple(classes) if classes else None)
+    return replace(found, model=model)
 
 
 def _model_card(pinned: PinnedWeights) -> dict[str, Any]:

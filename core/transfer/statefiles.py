@@ -31,6 +31,8 @@ _CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "module
 _AVERAGES = {"ema", "swa", "avg", "average", "averaged", "teacher"}
 """Words that say that weights are an average of others; a teacher mostly is that of its student."""
 _DEPTH = 3
+_LFS = b"version https://git-lfs.github.com/spec/"
+"""How a pointer file of Git LFS begins (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md)."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Source:
     """What was opened to get at the state dict."""
     path: Path | None = None
     """The file, where it is one that is read here."""
+    model: str | None = None
+    """What it is the weights of, where that is known, as a spec names it."""
     versions: Mapping[str, Mapping[str, Any]] | None = None
     """The state dict's `_metadata`: by module, the version that its tensors were saved by. Safetensors have none."""
 
@@ -109,8 +113,19 @@ def check_container(file: str, container: str | None) -> None:
         raise SpecError.at(CONTAINER, "a safetensors file has no containers; 'select' takes the names below one")
 
 
+def _refuse_pointer(path: Path, shown: str) -> None:
+    """A repository that was cloned without Git LFS has a text of three lines where the file should be. Raises SpecError."""
+    with path.open("rb") as file:
+        if file.read(len(_LFS)) == _LFS:
+            raise SpecError.at(
+                POINTER,
+                f"'{shown}' is a Git LFS pointer, not the weights; run `git lfs pull` where it comes from, and copy it again",
+            )
+
+
 def read_safetensors(source: str, path: Path, shown: str, sha256: str | None, classes: tuple[str, ...] | None = None) -> Source:
     """The weights in a safetensors file, whose header alone is read here. Raises SpecError at /pretrained/source."""
+    _refuse_pointer(path, shown)
     try:
         with safe_open(path, framework="pt") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  (it is no dict)
@@ -170,6 +185,7 @@ def _is_odd(tensor: Tensor) -> bool:
 
 
 def _load(path: Path, shown: str) -> object:
+    _refuse_pointer(path, shown)
     zipped = zipfile.is_zipfile(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)

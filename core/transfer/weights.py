@@ -135,7 +135,8 @@ def _check_enough(report: TransferData, match: Match) -> None:
     here = [one.key for one in report.targets if one.status == "missing" and one.key not in match.head.keys]
     there = [one.renamed or one.key for one in report.sources if one.status == "unexpected"]
     help_ = advice(match.source.entries, match.spec, match.targets, match.names, body)
-    left = f"left out here: {listed(here)}; left out of the source: {listed(there)}; {help_}"
+    left = f"{match.source.name} is a {match.source.model}; " if match.source.model else ""
+    left += f"left out here: {listed(here)}; left out of the source: {listed(there)}; {help_}"
     if not loaded:
         raise SpecError.at("/pretrained/source", f"nothing would be loaded; {left}")
     raise SpecError.at(
@@ -191,6 +192,7 @@ def _report(
         source=source.name if source else None,
         format=source.format if source else None,
         sha256=source.sha256 if source else None,
+        model=source.model if source else None,
         head=list(head.modules),
         loaded_share=taken / total if total else 1.0,
         totals={status: _count(one for one in targets if one.status == status) for status in get_args(TargetStatus)},

@@ -68,15 +68,16 @@ class Bench:
         figures = {"mean_loss": mean_loss, "validation": validation, "seconds": 1.5, "samples_per_second": 200.0}
         return self.append(job_id, (step, "epoch", {"epoch": epoch, **figures}))
 
-    def checkpoint(self, job_id: int, epoch: int, step: int, top1: float, weights: bytes = b"weights") -> Path:
+    def checkpoint(self, job_id: int, epoch: int, step: int, top1: float | None, weights: bytes = b"weights") -> Path:
         """A checkpoint as the worker leaves it: files first, then the event."""
         attempt = self.lease[job_id].attempt
         path = Path("jobs", str(job_id), str(attempt), str(step))
         (self.data_dir / path).mkdir(parents=True)
         (self.data_dir / path / "model.safetensors").write_bytes(weights)
         (self.data_dir / path / "model.json").write_text('{"classes": ["a", "b"]}')
+        figures = {"mean_loss": 0.5} | ({} if top1 is None else {"loss": 0.4, "top1": top1})
         data = {
-            "step": step, "epoch": epoch, "figures": {"mean_loss": 0.5, "loss": 0.4, "top1": top1}, "best": True,
+            "step": step, "epoch": epoch, "figures": figures, "best": True,
             "path": str(path), "sha256": f"{step:064x}", "bytes": len(weights),
         }  # fmt: skip
         self.append(job_id, (step, "checkpoint", data))
@@ -120,7 +121,7 @@ class ThreadedServer:
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     data = tmp_path_factory.mktemp("data")
     (data / "inputs").mkdir()
-    return Settings(data_dir=data, heartbeat_seconds=0.3, max_body=200_000)
+    return Settings(data_dir=data, heartbeat_seconds=0.3, max_body=200_000, cors_origins=["https://lab.example.org"])
 
 
 @pytest.fixture(scope="session")

@@ -107,6 +107,16 @@ def test_a_drained_worker_is_shown_and_its_queue_has_nobody(bench, client):
     assert "no living worker serves" in client.get(f"/jobs/{job_id}").json()["warnings"][0]
 
 
+def test_a_job_that_waits_for_a_gpu_that_is_out_of_use_says_so(bench, client):
+    job_id = bench.job()
+    queue = client.get(f"/jobs/{job_id}").json()["spec"]["resources"]["queue"]
+    devices = {"gpus": [], "gpus_out": ["0"], "cpu_slots": 1}
+    with bench.database.write() as session:
+        workers.heartbeat(session, name="broken", host="host", queues=[queue], devices=devices, running=[])
+    (warning,) = client.get(f"/jobs/{job_id}").json()["warnings"]
+    assert "out of use (GET /workers, `gpus_out`)" in warning
+
+
 @pytest.mark.parametrize(("name", "status"), [("nobody", 404), ("a%00b", 422)])
 def test_a_worker_that_is_not_there_cannot_be_drained(client, name, status):
     assert client.post(f"/workers/{name}/drain").status_code == status

@@ -190,11 +190,23 @@ def test_a_job_is_planned_on_it_and_holds_it_until_it_has_ended(client, pack, pi
     assert "GET /datasets lists them, POST /datasets takes one" in fault["message"]
 
 
+def test_a_job_that_a_corrupt_image_would_end_is_refused_when_it_is_planned(client, pack, pictures):
+    files = {**pictures("cats", "dogs", count=8, first=1100), "dogs/bad.png": b"no picture"}
+    dataset_id = client.post("/datasets", content=pack(files)).json()["id"]
+    dataset = {"source": f"upload:{dataset_id}", "image_size": 32}
+    spec = {"dataset": dataset, "model": {"name": "torchvision:squeezenet1_1"}}
+    (fault,) = client.post("/plans", json=spec).json()["errors"]
+    assert fault["pointer"] == "/dataset/corrupt"
+    assert "'dogs/bad.png' could not be read; set skip" in fault["message"]
+    planned = client.post("/plans", json={**spec, "dataset": {**dataset, "corrupt": "skip"}}).json()
+    assert any("'dogs/bad.png' could not be read; what cannot be read is left out" in warning for warning in planned["warnings"])
+
+
 def report(sha256: str) -> dict[str, Any]:
     counts = dict.fromkeys(schemas.DatasetCounts.model_fields, 1)
     return {
-        "sha256": sha256, "images": 2, "bytes": 3, "counts": counts, "warnings": ["w"], "classes": [], "corrupt": [],
-        "empty_classes": [], "duplicates": {"repeated": [], "conflicting": [], "leaking": []},
+        "sha256": sha256, "task": "multiclass", "images": 2, "bytes": 3, "counts": counts, "warnings": ["w"],
+        "classes": [], "corrupt": [], "empty_classes": [], "duplicates": {"repeated": [], "conflicting": [], "leaking": []},
     }  # fmt: skip
 
 

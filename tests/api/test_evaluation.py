@@ -99,10 +99,36 @@ def test_the_samples_of_a_step_are_named_unless_the_dataset_is_another_one(bench
     assert [sample["index"] for sample in answer["samples"] if sample["left_out"]] == [seen[5]["index"]]
     schemas.StepSamples.model_validate(answer)
     assert (answer["step"], answer["epoch"], answer["batches"], len(answer["samples"])) == (3, 0, [3], 32)
+    assert (answer["iteration"], answer["loss"]) == (4, None)
     assert set(answer["samples"][0]) == {"index", "name", "label", "left_out"}
-    for wrong, said in (("?step=100", "its steps are 0 to 99"), ("", "Field required"), ("?step=-1", "greater than or equal")):
+    for wrong, said in (("?step=100", "its steps are 0 to 99"), ("", "send either step"), ("?step=-1", "greater than or equal")):
         refused = client.get(f"/jobs/{job_id}/samples{wrong}")
         assert refused.status_code == 422
+        assert said in refused.json()["detail"]
+
+
+@pytest.mark.usefixtures("warm")
+def test_a_step_is_found_as_the_log_counts_with_its_loss(bench, client):
+    job_id = bench.running(steps=102, epochs=2)
+    bench.losses(job_id, first=0, losses=[1.0] * 51)
+    bench.losses(job_id, first=51, losses=[1.0, 2.5, "nan"], epoch=1)
+    bench.append(job_id, (53, "rewound", {"to_step": 53}))
+    line = client.get(f"/jobs/{job_id}/logs").text.splitlines()[-3]
+    assert line == "Epoch 2, iteration : 2, loss = 2.5000"
+    path = f"/jobs/{job_id}/samples"
+    answer = client.get(path, params={"epoch": 2, "iteration": 2}).json()
+    schemas.StepSamples.model_validate(answer)
+    assert (answer["step"], answer["epoch"], answer["iteration"], answer["loss"]) == (52, 1, 2, 2.5)
+    assert client.get(path, params={"step": 52}).json() == answer
+    assert client.get(path, params={"step": 53}).json()["loss"] is None, "it was rewound"
+    for wrong, place, said in (
+        ({"epoch": 3, "iteration": 1}, "query/epoch", "its epochs are 1 to 2"),
+        ({"epoch": 1, "iteration": 52}, "query/iteration", "it has 1 to 51"),
+        ({"epoch": 1}, "query/step", "either step, or epoch and iteration"),
+        ({"step": 1, "epoch": 1, "iteration": 1}, "query/step", "either step, or epoch and iteration"),
+    ):
+        refused = client.get(path, params=wrong)
+        assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, place)
         assert said in refused.json()["detail"]
 
 

@@ -71,6 +71,13 @@ def test_a_checkpoint_can_be_named_in_any_spec(bench, client, parent):
     assert "it keeps those of steps 10, 20, 30" in refused.json()["errors"][0]["message"]
 
 
+def test_a_fork_is_warned_of_weights_that_were_not_validated(bench, client, weights):
+    paused = bench.running(dataset={"source": "sklearn:digits", "image_size": 32})
+    bench.checkpoint(paused, epoch=0, step=7, top1=None, weights=weights)
+    warnings = client.post(f"/jobs/{paused}/fork").json()["warnings"]
+    assert [w for w in warnings if f"checkpoint of job {paused} at step 7 was not validated" in w]
+
+
 def test_a_patch_may_choose_other_weights_or_none(client, parent):
     job = client.post(f"/jobs/{parent}/fork", json={"pretrained": None}).json()
     assert (job["spec"]["pretrained"], job["forked_from"]) == (None, {"job": parent, "step": None})

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from api import examples
+
 
 def row(name: str, of: str | None = None, **more: Any) -> dict[str, Any]:
     values = {"lr": 0.1, "betas": [0.9, 0.999], "weight_decay": 0.0}
@@ -51,6 +53,12 @@ def test_a_queued_job_has_the_groups_of_its_plan_and_what_is_asked_of_it(bench, 
     assert told["pending"] == [asked]
     assert now(client, job_id)["head/no_decay"]["lr"] == 0.1, "it is still to come"
     assert ask(client, job_id, "head%2Fno_decay", lr=0.5).status_code == 202
+
+
+@pytest.mark.parametrize("example", examples.GROUP_PATCHES)
+def test_the_patches_of_the_openapi_page_work(bench, client, example):
+    job_id = bench.job(plan=PLAN, steps=2000)
+    assert ask(client, job_id, "stem", **examples.GROUP_PATCHES[example]["value"]).status_code == 202
 
 
 def test_what_was_adjusted_is_what_the_groups_have_now_and_what_a_rewind_took_back_is_to_come(bench, client):

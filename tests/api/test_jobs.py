@@ -121,7 +121,7 @@ def test_lists_are_filtered_by_state_and_by_every_label(bench, client):
         ("label=:web", "query/label", "write key:value"),
         ("label=a:%00", "query/label", "U+0000"),
         ("limit=0", "query/limit", "greater than or equal to 1"),
-        ("limit=many", "query/limit", "valid integer"),
+        ("limit=many", "query/limit", "send a whole number"),
         ("after=99999999999999999999", "query/after", "less than or equal"),
         ("lable=team:web", "query/lable", "Did you mean 'label'?"),
     ],

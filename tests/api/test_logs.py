@@ -35,6 +35,12 @@ def test_the_articles_two_lines_count_iterations_within_their_epoch(bench, clien
     ]
 
 
+def test_a_checkpoint_of_a_pause_is_not_called_the_best_before_it_was_validated(bench, client):
+    job_id = bench.running(steps=10, epochs=1)
+    bench.checkpoint(job_id, epoch=0, step=1, top1=None)
+    assert lines(client, job_id)[-1] == "Epoch 1 : Checkpoint at step 1, not validated"
+
+
 def test_states_checkpoints_rewinds_printed_lines_and_the_failure_are_told(bench, client):
     job_id = bench.running(steps=10, epochs=1)
     bench.append(
@@ -85,6 +91,26 @@ def test_following_gives_the_same_text_as_it_comes(bench, client):
         bench.finish(job_id)
         rest = "".join(text)
     assert rest.endswith("End : succeeded\n")
+
+
+def test_a_tail_is_the_last_lines_and_its_seq_is_where_they_go_on(bench, client):
+    job_id = bench.running(steps=1000, epochs=1)
+    for first in range(0, 900, 3):
+        bench.losses(job_id, first=first, losses=[0.5, 0.25, 0.125])
+    whole = lines(client, job_id)
+    for count in (0, 1, 2, 4, 400, 5000):
+        answer = client.get(f"/jobs/{job_id}/logs?tail={count}")
+        assert answer.text.splitlines() == whole[len(whole) - min(count, len(whole)) :]
+        assert answer.headers["graft-seq"] == str(bench.last_seq(job_id))
+    with client.stream("GET", f"/jobs/{job_id}/logs?tail=2&follow=true") as response:
+        text, seq = response.iter_text(), response.headers["graft-seq"]
+        assert next(text) == "Epoch 1, iteration : 899, loss = 0.2500\nEpoch 1, iteration : 900, loss = 0.1250\n"
+        bench.losses(job_id, first=900, losses=[0.75])
+        bench.finish(job_id)
+        rest = "".join(text)
+    assert rest.startswith("Epoch 1, iteration : 901, loss = 0.7500\n")
+    assert rest.endswith("End : succeeded\n")
+    assert client.get(f"/jobs/{job_id}/logs?after={seq}").text == rest
 
 
 def test_a_hundred_thousand_iterations_are_text_in_a_moment(bench, client):

@@ -18,6 +18,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from api import examples as written
 from api import schemas
 
 CALLS = {
@@ -28,7 +29,8 @@ CALLS = {
     ("GET", "/health/live"), ("GET", "/health/ready"),
     ("POST", "/jobs/{job_id}/pause"), ("POST", "/jobs/{job_id}/resume"), ("POST", "/jobs/{job_id}/fork"),
     ("GET", "/jobs/{job_id}/evaluation"), ("GET", "/jobs/{job_id}/samples"),
-    ("PATCH", "/jobs/{job_id}"), ("PATCH", "/jobs/{job_id}/groups/{group}"), ("POST", "/workers/{name}/drain"),
+    ("DELETE", "/jobs/{job_id}"), ("PATCH", "/jobs/{job_id}"),
+    ("PATCH", "/jobs/{job_id}/groups/{group}"), ("POST", "/workers/{name}/drain"),
     ("POST", "/datasets"), ("GET", "/datasets"), ("GET", "/datasets/{dataset_id}"), ("DELETE", "/datasets/{dataset_id}"),
 }  # fmt: skip
 
@@ -65,6 +67,16 @@ def test_every_call_has_a_tag_a_summary_a_description_and_its_problems(document)
             content = [answer["content"] for status, answer in operation["responses"].items() if int(status) >= 400]
             assert content
             assert all(list(kinds) == ["application/problem+json"] for kinds in content)
+
+
+def test_the_examples_are_served_as_they_are_written_nulls_too(document):
+    def examples(method, path):
+        return [content["examples"] for content in operations(document)[method, path]["requestBody"]["content"].values()]
+
+    assert examples("POST", "/jobs") == examples("POST", "/plans") == [written.SPECS]
+    assert examples("POST", "/jobs/{job_id}/fork") == [written.FORKS] * 2
+    assert examples("PATCH", "/jobs/{job_id}") == [written.JOB_PATCHES] * 2
+    assert examples("PATCH", "/jobs/{job_id}/groups/{group}")[0] == written.GROUP_PATCHES
 
 
 def test_every_reference_leads_somewhere(document):

@@ -66,13 +66,18 @@ def test_the_transfer_example_lacks_only_what_cannot_be_downloaded_here(client):
     [
         ({"optimzer": {}}, "/optimzer", "Did you mean 'optimizer'?"),
         ({"loader": {"batch_size": 0}}, "/loader/batch_size", "greater than or equal to 1"),
+        ({"loss": "CrossEntropyLoss"}, "/loss", 'send an object: {"name": "CrossEntropyLoss"}'),
+        ({"training": {"batch_size": 8}}, "/training/batch_size", "It belongs to /loader/batch_size."),
+        ({"optimizer": {"epochs": 8}}, "/optimizer/epochs", "It belongs to /training/epochs."),
+        ({"schedule": {"name": "cosine"}}, "/schedule/name", "Did you mean 'CosineAnnealingLR' or"),
+        ({"loss": {"name": "FocalLoss"}}, "/loss/name", "torch.nn has no loss 'FocalLoss'. Known: Adaptive"),
         ({"loader": {"batchsize": 8}}, "/loader/batchsize", "Did you mean 'batch_size'?"),
         ({"dataset": {"source": "sklearn:digitz"}}, "/dataset/source", "digits"),
         ({"dataset": {"source": "folder:nothing"}}, "/dataset/source", "nothing"),
         ({"model": {"name": "torchvision:resnet8"}}, "/model/name", "Did you mean 'resnet18'?"),
         ({"model": {"name": "torchvision:resnet18", "widths": 3}}, "/model/widths", ""),
         ({"optimizer": {"name": "Adan"}}, "/optimizer/name", "Did you mean 'Adam'?"),
-        ({"optimizer": {"name": "Adam", "momentum": 0.9}}, "/optimizer/momentum", ""),
+        ({"optimizer": {"name": "Adam", "momentum": 0.9}}, "/optimizer/momentum", "unknown keyword of Adam. Known: lr"),
         ({"optimizer": {"groups": [{"params": "head.*"}]}}, "/optimizer/groups/0/params", ""),
         ({"optimizer": {"lr": "fast"}}, "/optimizer/lr", ""),
         ({"schedule": {"name": "CosineAnealingLR"}}, "/schedule/name", "Did you mean 'CosineAnnealingLR'?"),
@@ -175,6 +180,13 @@ def test_the_catalog_can_be_asked_for_the_names_that_contain_a_text(client):
     assert "Adam" in client.get("/catalog?q=adam").json()["optimizers"]
 
 
+def test_a_name_that_the_catalog_lacks_is_answered_with_those_that_come_closest(client):
+    found = client.get("/catalog?q=resnt18").json()
+    assert "torchvision:resnet18" in found["models"]
+    assert len(found["models"]) < 30
+    assert next(iter(client.get("/catalog?q=CosinAnealingLR").json()["schedules"])) == "CosineAnnealingLR"
+
+
 def test_requests_are_answered_while_plans_run_and_wait(client, url):
     threads = [
         threading.Thread(target=httpx.post, args=(f"{url}/plans",), kwargs={"json": SMALL, "timeout": 60}) for _ in range(6)
@@ -193,7 +205,7 @@ JSON = {"Content-Type": "application/json"}
 @pytest.mark.parametrize(
     ("error", "status", "slug"),
     [
-        ("timeout", 503, "plan-timeout"),
+        ("timeout", 422, "plan-timeout"),
         ("memory", 422, "plan-memory"),
         ("killed", 422, "plan-crashed"),
         ("lost", 503, "sandbox-unavailable"),
@@ -218,3 +230,4 @@ def test_a_plan_that_breaks_its_child_is_a_problem_not_a_500(app, client, monkey
     answer = client.post("/plans", json=SMALL)
     assert (answer.status_code, answer.json()["type"]) == (status, f"urn:graft:problem:{slug}")
     assert "secret" not in answer.text
+    assert ("Retry-After" in answer.headers) is (status == 503)  # the others are the spec's own fault, each time

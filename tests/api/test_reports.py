@@ -80,6 +80,7 @@ def test_checkpoints_that_are_kept_are_listed_and_downloaded(bench, client):
         bench.checkpoint(job_id, epoch=epoch, step=(epoch + 1) * 10, top1=top1, weights=b"w" * (epoch + 1))
     kept = client.get(f"/jobs/{job_id}/checkpoints").json()["data"]
     assert [(item["step"], item["best"], item["figures"]["top1"]) for item in kept] == [(20, True, 0.9), (30, False, 0.7)]
+    assert [(item["validated"], item["weights_bytes"]) for item in kept] == [(True, 2), (True, 3)]
     for which, content in [("best", b"ww"), ("last", b"www"), ("20", b"ww"), ("30", b"www")]:
         answer = client.get(f"/jobs/{job_id}/checkpoints/{which}/weights.safetensors")
         assert answer.content == content
@@ -110,7 +111,18 @@ def test_a_checkpoint_that_is_not_there_is_404_with_those_that_are(bench, client
     folder = bench.checkpoint(job_id, epoch=0, step=10, top1=0.5)
     assert "it keeps those of steps 10" in client.get(f"/jobs/{job_id}/checkpoints/11/model.json").json()["detail"]
     assert client.get(f"/jobs/{job_id}/checkpoints/10/state.safetensors").status_code == 422
-    assert client.get(f"/jobs/{job_id}/checkpoints/newest/model.json").status_code == 422
+    odd = client.get(f"/jobs/{job_id}/checkpoints/newest/model.json")
+    assert (odd.status_code, odd.json()["errors"]) == (
+        422,
+        [
+            {
+                "pointer": "path/which",
+                "message": "this text does not fit. What fits: `best`, `last`, or the step of a checkpoint.",
+            }
+        ],
+    )
+    (fault,) = client.get("/jobs/clothes").json()["errors"]
+    assert fault["message"] == "send a whole number. What fits: The job's `id`; `GET /jobs` lists them."
     (folder / "model.json").unlink()
     assert "not there any more" in client.get(f"/jobs/{job_id}/checkpoints/10/model.json").json()["detail"]
 

@@ -62,7 +62,7 @@ def refusal(client: httpx.Client, source: str, **more: Any) -> tuple[str, str]:
     ("source", "sha256", "pointer", "said"),
     [
         ("https://example.org/w.pth", None, "/pretrained/sha256", "needs its SHA-256"),
-        ("https://example.org/w.pth", "abc", "/pretrained/sha256", "pattern"),
+        ("https://example.org/w.pth", "abc", "/pretrained/sha256", "64 digits in hex"),
         ("https://example.org/w.pth", SHA256, "/pretrained/source", "GRAFT_DOWNLOAD_HOSTS: huggingface.co)"),
         ("https://me:pw@example.org/w.pth", SHA256, "/pretrained/source", "leave them out"),
         ("https://example.org/w.zip", SHA256, "/pretrained/source", "those end in .safetensors"),

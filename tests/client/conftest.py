@@ -15,11 +15,12 @@ from client.http import Client
 
 
 class FakeService:
-    """`answers[path]` is called with the query and the body; it gives (status, media type, chunks, whole?)."""
+    """`answers[path]` is called with the query and the body; it gives (status, media type, chunks, whole?[, headers])."""
 
     def __init__(self) -> None:
-        self.answers: dict[str, Callable[..., tuple[int, str, list[bytes], bool]]] = {}
+        self.answers: dict[str, Callable[..., tuple[Any, ...]]] = {}
         self.asked: list[tuple[str, str, dict[str, str], Any]] = []
+        self.headers: list[dict[str, str]] = []
         service = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -33,9 +34,12 @@ class FakeService:
                     self.close_connection = True
                     return
                 body = (json.loads(sent) if self.headers["Content-Type"] == "application/json" else sent) if length else None
+                service.headers.append(dict(self.headers))
                 service.asked.append((self.command, parts.path, query, body))
-                status, media, chunks, whole = service.answers[parts.path](query, body)
+                status, media, chunks, whole, *headers = service.answers[parts.path](query, body)
                 self.send_response(status)
+                for name, value in (headers[0] if headers else {}).items():
+                    self.send_header(name, value)
                 self.send_header("Content-Type", media)
                 self.send_header("Transfer-Encoding", "chunked")
                 self.end_headers()
@@ -102,6 +106,7 @@ def job() -> dict[str, Any]:
         "position": 2,
         "eta_seconds": None,
         "warnings": ["no worker serves the queue 'default'"],
+        "waits_for": [],
         "created_at": "2026-01-31T12:00:00.000Z",
         "queued_at": "2026-01-31T12:00:00.000Z",
         "started_at": None,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from importlib.metadata import version
@@ -162,6 +163,43 @@ def test_a_job_is_steered_by_a_word(service, graft, job, command, state, request
     assert service.asked == [("POST", f"/jobs/7/{command}", {}, None)]
 
 
+def test_several_jobs_are_cancelled_and_one_that_is_refused_keeps_none_of_the_others_back(service, graft, job):
+    for number in (15, 17):
+        service.answer(f"/jobs/{number}/cancel", {**job, "id": number, "state": "cancelled"})
+    service.answer("/jobs/16/cancel", {"title": "Conflict", "status": 409, "detail": "job 16 is succeeded"}, 409)
+    result = graft("cancel", "15", "16", "17")
+    assert result.exit_code == 3
+    assert result.stdout.splitlines() == ["Job 15 is cancelled.", "Job 17 is cancelled."]
+    assert "job 16 is succeeded" in result.stderr
+    told = graft("cancel", "15", "17", "--json").stdout.splitlines()
+    assert [json.loads(line)["id"] for line in told] == [15, 17]
+
+
+@pytest.mark.parametrize("command", ["rm", "delete"])
+def test_jobs_are_deleted_and_one_that_is_needed_says_why_it_stays(service, graft, command):
+    for number in (3, 5):
+        service.answers[f"/jobs/{number}"] = lambda *_: (204, "application/json", [], True)
+    service.answer("/jobs/4", {"title": "Conflict", "status": 409, "detail": "job 9 needs its checkpoint"}, 409)
+    result = graft(command, "3", "4", "5")
+    assert (result.exit_code, result.stdout.splitlines()) == (3, ["Job 3 is deleted.", "Job 5 is deleted."])
+    assert "job 9 needs its checkpoint" in result.stderr
+    assert [(method, path) for method, path, _, _ in service.asked] == [("DELETE", f"/jobs/{number}") for number in (3, 4, 5)]
+
+
+def test_an_upload_of_what_is_not_there_is_wrong_usage(graft):
+    result = graft("upload", "nope")
+    assert result.exit_code == 2
+    assert "nope cannot be read: No such file or directory" in result.stderr
+
+
+def test_the_address_may_stand_before_the_command_and_the_one_behind_it_goes_first(service, graft):
+    service.answer("/jobs", {"data": [], "has_more": False, "next": None})
+    nobody = "http://127.0.0.1:1"
+    assert graft("jobs").exit_code == 0, "that of the environment"
+    assert graft("--url", nobody, "jobs").exit_code == 4
+    assert graft("--url", nobody, "jobs", "--url", service.url).exit_code == 0
+
+
 ASKED = {"id": 1, "group": "head/no_decay", "changes": {"lr": 5e-4, "momentum": None}, "at_step": None, "by": "api"}
 
 
@@ -178,6 +216,15 @@ def test_the_lr_of_a_group_is_changed_by_a_word(service, graft, options, at, sai
     assert (result.exit_code, result.stdout.strip()) == (0, said)
     body = {"lr": 5e-4} if at is None else {"lr": 5e-4, "at_step": at}
     assert service.asked == [("PATCH", "/jobs/7/groups/head/no_decay", {}, body)]
+
+
+@pytest.mark.parametrize(("command", "freeze"), [("freeze", True), ("thaw", False)])
+def test_a_group_is_frozen_and_thawed_by_a_word(service, graft, command, freeze):
+    service.answer("/jobs/7/groups/stem", {**ASKED, "group": "stem", "changes": {"freeze": freeze}, "at_step": 9}, 202)
+    result = graft(command, "7", "stem", "--at", "9")
+    said = f"From step 9 on: group stem, freeze {'true' if freeze else 'false'} (by api)"
+    assert (result.exit_code, result.stdout.strip()) == (0, said)
+    assert service.asked[0][3] == {"freeze": freeze, "at_step": 9}
 
 
 def test_the_groups_are_shown_as_they_are_now_and_what_is_to_come(service, graft):
@@ -250,3 +297,70 @@ def test_show_as_json_has_every_row_of_the_reports_and_null_before_there_is_one(
     service.answer("/jobs/7/groups", {"title": "T", "status": 404, "detail": "not yet"}, 404)
     shown = json.loads(graft("show", "7", "--json").stdout)
     assert shown == {**job, "transfer": {"source": None, "targets": [{"key": "fc.weight"}]}, "groups": None}
+
+
+def test_a_download_takes_the_weights_and_what_they_are_of_the_best_checkpoint(service, graft, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weights = {step: b"weights of %d" % step for step in (10, 20)}
+    rows = [{"step": step, "best": step == 10, "sha256": hashlib.sha256(weights[step]).hexdigest()} for step in (10, 20)]
+    service.answer("/jobs/7/checkpoints", {"data": rows})
+    for step, content in weights.items():
+        here = f"/jobs/7/checkpoints/{step}"
+        service.answers[f"{here}/weights.safetensors"] = lambda *_, content=content: (200, "application/x", [content], True)
+        service.answer(f"{here}/model.json", {"step": step})
+    result = graft("download", "7")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("Step 10: job-7-step-10/weights.safetensors (13 bytes, SHA-256")
+    assert (tmp_path / "job-7-step-10" / "weights.safetensors").read_bytes() == weights[10]
+    assert json.loads((tmp_path / "job-7-step-10" / "model.json").read_text()) == {"step": 10}
+    told = json.loads(graft("download", "7", "--checkpoint", "last", "-o", "here", "--json").stdout)
+    assert (told["step"], told["weights"]) == (20, "here/weights.safetensors")
+    assert graft("download", "7", "--checkpoint", "20", "-o", "/proc/nowhere").exit_code == 2
+
+
+def test_a_checkpoint_that_is_not_there_is_refused_in_the_words_of_the_service(service, graft, tmp_path):
+    service.answer("/jobs/7/checkpoints", {"data": []})
+    problem = {"title": "Not Found", "status": 404, "detail": "job 7 is queued and has no checkpoint"}
+    service.answer("/jobs/7/checkpoints/best/model.json", problem, 404)
+    result = graft("download", "7", "-o", str(tmp_path / "new"))
+    assert (result.exit_code, list((tmp_path / "new").iterdir())) == (3, [])
+    assert "job 7 is queued and has no checkpoint" in result.stderr
+
+
+CATALOG = {
+    "datasets": {"torchvision": ["MNIST"], "folder": []},
+    "models": ["torchvision:resnet18", "torchvision:resnet50", "timm:vit_tiny"],
+    "pretrained": {"resnet18": ["IMAGENET1K_V1"], "resnet50": ["IMAGENET1K_V1", "IMAGENET1K_V2"]},
+    "augmentations": {},
+    "losses": {"CrossEntropyLoss": {"keywords": {"label_smoothing": 0.0}, "refused": None}},
+    "optimizers": {"LBFGS": {"keywords": {}, "refused": "evaluates the loss several times"}},
+    "schedules": {},
+}
+EMPTY = {name: {} for name in CATALOG} | {"models": []}
+
+
+def test_the_catalog_lists_names_with_what_there_is_to_say_of_each(service, graft):
+    service.answer("/catalog", CATALOG)
+    rows = [" ".join(row.split()) for row in graft("catalog", "e").stdout.splitlines()]
+    assert service.asked[0][2] == {"q": "e"}
+    assert rows == [
+        "datasets", "torchvision:MNIST", "",
+        "models", "torchvision:resnet18 IMAGENET1K_V1", "torchvision:resnet50 IMAGENET1K_V1, IMAGENET1K_V2", "timm:vit_tiny", "",
+        "losses", "CrossEntropyLoss label_smoothing 0.0", "",
+        "optimizers", "LBFGS not here: evaluates the loss several times",
+    ]  # fmt: skip
+    many = {**EMPTY, "models": [f"timm:model{number}" for number in range(1500)]}
+    service.answer("/catalog", many)
+    assert "and 1,492 more: graft catalog QUERY, or --json" in graft("catalog").stdout
+    assert json.loads(graft("catalog", "--json").stdout) == many
+
+
+def test_where_no_name_fits_close_ones_are_told(service, graft):
+    service.answers["/catalog"] = lambda query, _: (
+        200, "application/json", [json.dumps(EMPTY if "q" in query else CATALOG).encode()], True,
+    )  # fmt: skip
+    result = graft("catalog", "resnt")
+    assert (result.exit_code, result.stdout.splitlines()) == (
+        0, ["No name contains 'resnt'. Close to it: torchvision:resnet18, torchvision:resnet50."],
+    )  # fmt: skip
+    assert "`graft catalog` lists what there is" in graft("catalog", "zzzzzz").stdout

@@ -117,7 +117,7 @@ def test_a_file_that_changes_while_it_is_sent_ends_the_upload(service, pets):
 
 def test_what_is_not_there_is_told(graft, tmp_path):
     result = graft("upload", tmp_path / "nothing.zip")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "nothing.zip cannot be read: No such file or directory" in result.stderr.replace("\n", "")
 
 

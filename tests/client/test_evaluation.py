@@ -53,7 +53,24 @@ def test_the_samples_of_a_step_are_a_row_each(service, graft):
         {"index": 3, "name": "cat/3.png", "label": "cat", "left_out": True},
         {"index": 9, "name": "9.png", "label": [0.5, 2.0], "left_out": False},
     ]
-    service.answer("/jobs/7/samples", {"step": 0, "epoch": 0, "batches": [0, 1], "samples": samples})
+    answer = {"step": 0, "epoch": 0, "iteration": 1, "loss": 2.25, "batches": [0, 1], "samples": samples}
+    service.answer("/jobs/7/samples", answer)
     rows = [" ".join(row.split()) for row in graft("samples", "7", "0").stdout.splitlines()]
     assert service.asked[0][2] == {"step": "0"}
-    assert rows == ["Step 0: epoch 1, batches 1 to 2", "index sample label", "3 cat/3.png cat left out", "9 9.png 0.5, 2"]
+    assert rows == [
+        "Step 0: epoch 1, iteration 1, batches 1 to 2, loss 2.2500", "index sample label", "3 cat/3.png cat left out",
+        "9 9.png 0.5, 2",
+    ]  # fmt: skip
+    service.answer("/jobs/7/samples", {**answer, "iteration": None, "loss": None, "batches": [0]})
+    assert graft("samples", "7", "0").stdout.startswith("Step 0: epoch 1, batch 1, not trained yet\n")
+
+
+def test_the_samples_of_a_line_of_the_log_are_asked_for_as_it_counts(service, graft):
+    answer = {"step": 200, "epoch": 2, "iteration": 97, "loss": "nan", "batches": [96], "samples": []}
+    service.answer("/jobs/7/samples", answer)
+    assert (
+        "Step 200: epoch 3, iteration 97, batch 97, loss nan" in graft("samples", "7", "--epoch", "3", "--iteration", "97").stdout
+    )
+    assert service.asked[0][2] == {"epoch": "3", "iteration": "97"}
+    for half in (("--epoch", "3"), ("--iteration", "97"), (), ("5", "--epoch", "3", "--iteration", "97")):
+        assert graft("samples", "7", *half).exit_code == 2

@@ -46,6 +46,42 @@ def test_following_goes_on_after_a_connection_that_broke_in_the_middle_of_a_line
     assert list(client.events(7, follow=True)) == log
 
 
+def test_a_followed_tail_goes_on_after_its_last_event_without_a_line_lost_or_doubled(service, client, job):
+    text = [f"line {number}" for number in range(6)] + ["End : succeeded"]  # a line per event, from seq 1
+    service.answer("/jobs/7", {**job, "state": "succeeded"})
+    headers = {"Graft-Seq": "3"}
+
+    def answer(query, _body):
+        if "tail" in query:
+            return 200, "text/plain", [b"line 1\nline 2\n"], True, headers
+        told = "".join(f"{line}\n" for line in text[int(query["after"]) :]).encode()
+        whole = len(service.asked) > 3
+        return 200, "text/plain", [told if whole else told[:10]], whole
+
+    service.answers["/jobs/7/logs"] = answer
+    assert list(client.logs(7, follow=True, tail=2)) == text[1:]
+    assert [query for _, path, query, _ in service.asked if path.endswith("logs")] == [
+        {"tail": "2"},
+        *[{"follow": "true", "after": "3"}] * 3,
+    ]
+
+
+def test_each_cut_is_told_once_and_so_is_that_it_goes_on(service, log, job, monkeypatch):
+    monkeypatch.setattr("client.http.RETRY_SECONDS", 0.001)
+    notes = []
+    serve_log(service, log, per_connection=7, half_line=True)
+    cut, answer = [], service.answers["/jobs/7/events"]
+
+    def sometimes(query, body):
+        cut.append(1)
+        return (503, "application/problem+json", [b"{}"], True) if len(cut) in {2, 3} else answer(query, body)
+
+    service.answers["/jobs/7/events"] = sometimes
+    with Client(service.url, patience=30, note=notes.append) as client:
+        assert list(client.events(7, follow=True)) == log
+    assert [note.split(";")[0] for note in notes] == [f"The stream from {service.url} was cut", "Connected again"] * 2
+
+
 def test_following_begins_past_the_cursor(service, client, log):
     serve_log(service, log, per_connection=100)
     assert [event["seq"] for event in client.events(7, after=9, follow=True)] == [event["seq"] for event in log[9:]]
@@ -176,3 +212,52 @@ def test_a_download_is_checked_against_its_hash_and_appears_whole_or_not_at_all(
     with pytest.raises(UnreachableError):
         client.download(7, "best", "weights.safetensors", tmp_path / "other")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["kept"]
+
+
+def test_a_download_that_is_cut_goes_on_where_it_was_now_and_at_the_next_call(service, client, tmp_path):
+    path, content, target = "/jobs/7/checkpoints/9/weights.safetensors", bytes(range(256)) * 40, tmp_path / "w.safetensors"
+    digest = hashlib.sha256(content).hexdigest()
+    cuts, gone = [3000, 7000], (503, "application/problem+json", [b"{}"], True)
+
+    def answer(_query, _body):
+        asked = service.headers[-1]
+        first = int(asked.get("Range", "bytes=0-")[6:-1])
+        assert asked.get("If-Range") == (f'"{digest}"' if first else None)
+        end = cuts.pop(0) if cuts else len(content)
+        headers = {"ETag": f'"{digest}"'}
+        return 206 if first else 200, "application/octet-stream", [content[first:end]], end == len(content), headers
+
+    service.answers[path] = answer
+    assert client.download(7, 9, "weights.safetensors", target, sha256=digest).read_bytes() == content
+    assert [asked.get("Range") for asked in service.headers] == [None, "bytes=3000-", "bytes=7000-"]
+    assert client.download(7, 9, "weights.safetensors", target, sha256=digest) == target
+    assert len(service.asked) == 3, "it is there already"
+
+    target.unlink()
+    cuts.append(4000)
+    service.answers[path] = lambda *_: answer(*_) if cuts else gone
+    with pytest.raises(RefusedError):
+        client.download(7, 9, "weights.safetensors", target, sha256=digest)
+    assert [entry.name for entry in tmp_path.iterdir()] == [f".w.safetensors.{digest[:16]}.part"]
+    service.answers[path] = answer
+    told = []
+    client.download(7, 9, "weights.safetensors", target, sha256=digest, progress=lambda done, _: told.append(done))
+    assert service.headers[-1]["Range"] == "bytes=4000-"
+    assert (told[-1], target.read_bytes()) == (len(content), content)
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_part_of_another_file_is_not_gone_on_from(service, client, tmp_path):
+    """The part on the disk was spoilt: what arrives is damaged, and the next call begins anew."""
+    path, content, target = "/jobs/7/checkpoints/9/weights.safetensors", b"weights" * 100, tmp_path / "w"
+    digest = hashlib.sha256(content).hexdigest()
+    (tmp_path / f".w.{digest[:16]}.part").write_bytes(b"spoilt")
+    service.answers[path] = lambda *_: (
+        (206, "application/octet-stream", [content[6:]], True)
+        if "Range" in service.headers[-1]
+        else (200, "application/octet-stream", [content], True)
+    )
+    with pytest.raises(GraftError, match="damaged"):
+        client.download(7, 9, "weights.safetensors", target, sha256=digest)
+    assert list(tmp_path.iterdir()) == []
+    assert client.download(7, 9, "weights.safetensors", target, sha256=digest).read_bytes() == content

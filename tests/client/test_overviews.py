@@ -58,6 +58,16 @@ def test_what_fits_is_not_cut(job):
     assert "torchvision:resnet18" in row
 
 
+def test_a_running_job_tells_what_is_left_and_a_waiting_one_why_nobody_takes_it(job):
+    running = {**job, "id": 8, "state": "running", "eta_seconds": 4000.0}
+    waiting = {**job, "waits_for": ["no living worker serves the queue 'night'"]}
+    header, row, other, why = lines(jobs_view([running, waiting]), 110)
+    assert header.split()[4:7] == ["to", "go", "best"]
+    assert "1 h 6 min" in row
+    assert "min" not in other
+    assert why == "! job 7: no living worker serves the queue 'night'"
+
+
 def worker(name, *, gpus=(), free=0, slots=1, cpu=1, ready=True, **told):
     devices = {"gpus": list(gpus), "gpus_free": free, "cpu_slots": slots, "cpu_free": cpu, "ready": ready}
     return {

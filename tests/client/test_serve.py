@@ -61,12 +61,45 @@ def module(tmp_path, monkeypatch):
 def test_a_child_that_left_in_order_stays_away_and_that_is_said_once(module):
     notes = []
     name, environment = module("")
-    child = Child(name, [], environment)
+    child = Child(name, [], environment, may_leave=True)
     child.process.wait(20)
     for _ in range(3):
         child.keep(notes.append)
-        time.sleep(0.3)
-    assert notes == ["the short_lived has left, as it was told to; start `graft serve` again to have one"]
+    assert notes == [
+        "the short_lived has left, as it was told to; for another stop this `graft serve` (Ctrl-C) and start it anew"
+    ]
+
+
+def test_a_child_that_may_not_leave_is_started_again_however_it_ended(module):
+    notes = []
+    name, environment = module("")
+    child = Child(name, [], environment)
+    first = child.process
+    first.wait(20)
+    end = time.monotonic() + 30
+    while child.process is first and time.monotonic() < end:
+        child.keep(notes.append)
+        time.sleep(0.01)
+    assert child.process.wait(20) == 0
+    assert notes == ["the short_lived died (exit status 0); starting it again in 0.25 s"]
+
+
+def test_a_child_whose_settings_do_not_fit_is_not_started_again(module):
+    name, environment = module("import os, sys; sys.exit(os.EX_CONFIG)")
+    child = Child(name, [], environment)
+    child.process.wait(20)
+    with pytest.raises(ServeError, match="cannot start as it is set up"):
+        child.keep(lambda _: None)
+
+
+def test_settings_that_do_not_fit_are_named_before_anything_is_started(tmp_path):
+    environment = {**os.environ, "GRAFT_CPU_SLOTS": "many", "GRAFT_PLUGIN": "mine"}
+    command = [sys.executable, "-m", "client", "serve", "--port", "0"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "GRAFT_CPU_SLOTS=many: write a whole number" in done.stderr
+    assert "did you mean GRAFT_PLUGINS?" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_child_that_died_is_started_again_each_time_after_a_longer_pause(module):

@@ -9,8 +9,8 @@ from client.reports import groups_view
 from client.tables import ago, job_view, lasted, size
 
 
-def shown(view) -> str:
-    console = Console(width=100, record=True, file=open("/dev/null", "w"), color_system=None)  # noqa: SIM115, PTH123
+def shown(view, width: int = 100) -> str:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"), color_system=None)  # noqa: SIM115, PTH123
     console.print(view)
     console.file.close()
     return "\n".join(" ".join(line.split()) for line in console.export_text().splitlines())
@@ -59,8 +59,44 @@ def test_many_parts_of_a_group_are_one_row_for_people():
     assert "default, 20 parts 0..19 20 200 9.53674e-07 … 0.5 blocks.*" in text
 
 
+def many_groups():
+    """What the layer decay of a deep model makes of three groups."""
+    rows, depths = [], {}
+    modules = {"head": ["fc"], "stem": ["conv1"], "default": [f"layer{number}" for number in range(1, 25)]}
+    for depth, (name, module) in enumerate((name, module) for name, every in modules.items() for module in every):
+        for word, decay in (("weight", 1e-4), ("bias", 0.0)):
+            held = {"lr": 1e-4 * 0.75**depth, "weight_decay": decay}
+            rows.append(
+                {"name": f"{name}/{depth}/{word}", "of": name, "hyperparameters": held, "frozen": name == "stem",
+                 "until_epoch": 2, "tensors": 1, "elements": 1_000_000, "parameters": [f"{module}.{word}"]}
+            )  # fmt: skip
+            depths[f"{module}.{word}"] = depth
+    return table(rows, depths)
+
+
+def test_a_wide_terminal_shows_each_kind_of_parameter_and_a_narrow_one_says_what_it_leaves_out():
+    lines = {width: shown(groups_view(many_groups()), width).splitlines() for width in (80, 100, 140)}
+    header, *rows = lines[140][1:]
+    assert header.split() == ["group", "depth", "tensors", "elements", "lr", "weight_decay", "parameters"]
+    assert rows[0].endswith(" 2 2,000,000 0.0001 0 … 0.0001 fc.*")
+    assert rows[1].endswith(" conv1.*")
+    assert rows[2].endswith(" layer1-24.*")
+    assert not any("no room" in line for line in lines[140])
+    assert lines[80][1].split()[-2:] == ["weight_decay", "parameters"]
+    assert "default, 48 parts" in lines[80][4]
+    assert any(line.startswith("no room for: depth, tensors") for line in lines[80])
+
+
+def test_what_is_not_one_kind_of_name_is_told_whole_where_there_is_room():
+    names = ["conv1.weight", "bn1.weight", "bn1.bias", "layer1.weight", "layer2.weight", "fc.weight", "other.weight"]
+    row = {"name": "default", "of": "default", "hyperparameters": {"lr": 0.1}, "frozen": False, "until_epoch": None,
+           "tensors": 6, "elements": 10, "parameters": names[:-1]}  # fmt: skip
+    view = groups_view(table([row, {**row, "name": "b", "of": "b", "parameters": names[-1:]}], dict.fromkeys(names, 0)))
+    assert "0.1 conv1.weight, bn1.*, layer1-2.weight, fc.weight" in shown(view, 140)
+
+
 def curves(lr, momentum=None, frozen=(), name="CosineAnnealingLR"):
-    rows = [{"name": group, "frozen": group in frozen, "schedule": {"name": name}} for group in lr]
+    rows = [{"name": group, "of": group, "frozen": group in frozen, "schedule": {"name": name}} for group in lr]
     return curves_view({"groups": {"groups": rows}, "lr": lr, "momentum": momentum or {}})
 
 
@@ -72,6 +108,13 @@ def test_curves_are_drawn_once_for_groups_that_differ_in_height_alone():
     assert (top.split()[0], bottom.split()[0], steps.split()) == ("0.1", "0", ["step", "0", "step", "99"])
     assert momentum.plain.startswith("momentum of head 0.9")
     assert {len(line) for line in lr.plain.split("\n")[1:]} == {66}
+
+
+def test_the_parts_of_a_group_are_one_range_above_its_curve():
+    lr = {f"default/{depth}": [(0, 0.0), (9, 0.1 / 2**depth)] for depth in range(12)} | {"head": [(0, 0.0), (9, 1.0)]}
+    rows = [{"name": name, "of": name.partition("/")[0], "frozen": False, "schedule": {"name": "LinearLR"}} for name in lr]
+    [picture] = curves_view({"groups": {"groups": rows}, "lr": lr, "momentum": {}})
+    assert picture.plain.startswith("lr of default 4.88e-05 … 0.1, head 1   LinearLR\n")
 
 
 def test_no_picture_of_what_is_flat_or_frozen_and_a_few_of_many():

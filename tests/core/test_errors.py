@@ -14,6 +14,18 @@ def test_a_close_name_is_suggested_whatever_its_case() -> None:
     assert did_you_mean("crossentropyloss", ["CrossEntropyLoss"]) == " Did you mean 'CrossEntropyLoss'?"
 
 
+def test_the_few_names_that_it_is_a_part_of_are_suggested() -> None:
+    known = ["StepLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts", "OneCycleLR"]
+    assert did_you_mean("cosine", known) == " Did you mean 'CosineAnnealingLR' or 'CosineAnnealingWarmRestarts'?"
+
+
+def test_what_all_names_end_in_makes_none_of_them_close() -> None:
+    losses = ["L1Loss", "MSELoss", "NLLLoss", "CrossEntropyLoss"]
+    assert did_you_mean("FocalLoss", losses) == " Known: L1Loss, MSELoss, NLLLoss, CrossEntropyLoss."
+    assert did_you_mean("cross_entropy", losses) == " Did you mean 'CrossEntropyLoss'?"
+    assert did_you_mean("L1Los", losses) == " Did you mean 'L1Loss'?"
+
+
 def test_where_none_is_close_the_known_ones_are_told() -> None:
     assert did_you_mean("zzz", ["one", "two"]) == " Known: one, two."
     assert did_you_mean("zzz", [f"name{i}" for i in range(20)], shown=2) == " Known: name0, name1 and 18 more."

@@ -272,7 +272,7 @@ def test_a_model_that_looks_at_values_is_run_with_some(planned: Planned) -> None
     [
         ("Deaf", "makes [2, 7] of 2 images, but the dataset needs [2, 10]"),
         ("Pair", "the model returned a tuple"),
-        ("Failing", "fails on images of 8 px: 'nowhere'"),
+        ("Failing", "fails on images of 8 px: 'nowhere' (graft_planned.py, line "),
     ],
 )
 def test_a_model_whose_outputs_do_not_fit_is_refused(model: str, message: str, faults: Faults) -> None:

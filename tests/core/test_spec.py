@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from core.spec import GroupSpec, JobSpec, OptimizerSpec, faults_of
+from core.spec import GroupSpec, JobSpec, OptimizerSpec, faults_of, meant
+from core.spec.homes import homes
 
 SMALLEST = {"dataset": {"source": "sklearn:digits"}, "model": {"name": "torchvision:resnet18"}}
 
@@ -77,7 +78,8 @@ def test_a_glob_is_a_selector_where_weight_decay_is_left_out() -> None:
     [
         ({"modle": {}}, "/modle", "unknown key. Did you mean 'model'?"),
         ({"loader": {"batchsize": 3}}, "/loader/batchsize", "unknown key. Did you mean 'batch_size'?"),
-        ({"loader": {"batch_size": "many"}}, "/loader/batch_size", "valid integer"),
+        ({"loader": {"batch_size": "many"}}, "/loader/batch_size", 'send a whole number, not the text "many"'),
+        ({"training": {"compile": "maybe"}}, "/training/compile", 'send true or false, not the text "maybe"'),
         ({"dataset": {}}, "/dataset/source", "this key is required"),
         ({"pretrained": {"source": "x", "head": "kept"}}, "/pretrained/head", "'auto', 'keep', 'reset' or 'rows'"),
         ({"pretrained": {"source": "x", "rename": [["a"]]}}, "/pretrained/rename/0/1", "required"),
@@ -109,7 +111,10 @@ def test_a_glob_is_a_selector_where_weight_decay_is_left_out() -> None:
         ({"name": "a\0b"}, "/name", "U+0000"),
         ({"labels": {"team": "\ud800"}}, "/labels/team", "unicode"),
         ({"model": {"name": "x", "note": "\0"}}, "/model/note", "U+0000"),
-        ({"resources": {"queue": "Big Queue"}}, "/resources/queue", "match pattern"),
+        ({"resources": {"queue": "Big Queue"}}, "/resources/queue", "What fits: At most 63 of a-z, 0-9"),
+        ({"pretrained": {"source": "x", "sha256": "abc"}}, "/pretrained/sha256", "What fits: Of the file, 64 digits in hex"),
+        ({"labels": ["web"]}, "/labels", "send an object"),
+        ({"optimizer": {"groups": {"params": "fc.*"}}}, "/optimizer/groups", "send a list"),
         ({"checkpoint": {"every": "step"}}, "/checkpoint/every", 'send "epoch", {"steps": 500} or {"minutes": 10}'),
         ({"checkpoint": {"every": 5}}, "/checkpoint/every", "with a number above 0"),
         ({"checkpoint": {"every": {"steps": 0}}}, "/checkpoint/every", "with a number above 0"),
@@ -121,6 +126,79 @@ def test_what_is_wrong_is_said_at_its_place(parts: dict[str, Any], pointer: str,
     found = faults(**parts)
     assert message in found[pointer]
     assert len(found) == 1, "one fault is told once"
+
+
+@pytest.mark.parametrize(
+    ("parts", "pointer", "message"),
+    [
+        ({"loss": "CrossEntropyLoss"}, "/loss", 'send an object: {"name": "CrossEntropyLoss"}'),
+        ({"model": "torchvision:resnet18"}, "/model", 'send an object: {"name": "torchvision:resnet18"}'),
+        ({"dataset": "sklearn:digits"}, "/dataset", 'send an object: {"source": "sklearn:digits"}'),
+        ({"pretrained": "job:1"}, "/pretrained", 'send an object: {"source": "job:1"}, or null'),
+        ({"pretrained": True}, "/pretrained", 'such as {"source": "torchvision:resnet50/IMAGENET1K_V2"}, or null'),
+        ({"loss": 3}, "/loss", 'send an object such as {"name": "CrossEntropyLoss"}'),
+        ({"schedule": "cosine"}, "/schedule", 'send an object: {"name": "cosine"}, or null'),
+        ({"optimizer": {"groups": ["fc.*"]}}, "/optimizer/groups/0", 'send an object: {"params": "fc.*"}'),
+        ({"training": {"divergence": {"spike": True}}}, "/training/divergence/spike", '{"action": "stop"}, or null'),
+        ({"checkpoint": "best"}, "/checkpoint", 'send an object such as {"every": "epoch"}'),
+    ],
+)
+def test_where_an_object_is_meant_the_one_to_write_is_shown(parts: dict[str, Any], pointer: str, message: str) -> None:
+    found = faults(**parts)
+    assert found.keys() == {pointer}
+    assert message in found[pointer]
+
+
+@pytest.mark.parametrize(
+    ("parts", "pointer", "message"),
+    [
+        ({"training": {"batch_size": 3}}, "/training/batch_size", "It belongs to /loader/batch_size."),
+        ({"loader": {"epochs": 3}}, "/loader/epochs", "It belongs to /training/epochs."),
+        ({"loader": {"image_size": 32}}, "/loader/image_size", "It belongs to /dataset/image_size."),
+        ({"seed": 1}, "/seed", "It belongs to /training/seed."),
+        ({"training": {"lr": 0.1}}, "/training/lr", "It belongs to /optimizer/lr."),
+        ({"weight_decay": 0.1}, "/weight_decay", "It belongs to /optimizer/weight_decay."),
+        ({"freeze": True}, "/freeze", "It belongs to /optimizer/groups/0/freeze."),
+        ({"training": {"warmup_steps": 3}}, "/training/warmup_steps", "It belongs to /schedule/warmup_steps."),
+        ({"training": {"source": "x"}}, "/training/source", "It belongs to /dataset/source or /pretrained/source."),
+        ({"training": {"batchsize": 3}}, "/training/batchsize", "Did you mean /loader/batch_size?"),
+        ({"loader": {"name": "x"}}, "/loader/name", "Known: batch_size, shuffle, drop_last, workers."),
+    ],
+)
+def test_a_key_in_the_wrong_part_is_told_where_it_belongs(parts: dict[str, Any], pointer: str, message: str) -> None:
+    assert faults(**parts) == {pointer: f"unknown key. {message}"}
+
+
+def test_a_keyword_that_an_optimizer_lacks_is_not_sent_back_to_it() -> None:
+    assert meant("momentum", ["lr"], "/optimizer") == meant("momentum", ["lr"], "/optimizer/groups/0") == " Known: lr."
+    assert meant("momentum", ["width"], "/model") == " It belongs to /optimizer/momentum."
+
+
+def test_every_place_that_a_key_is_sent_to_takes_it() -> None:
+    """The pointers are read off the models: each leads to a key that is known there."""
+    spec = JobSpec.model_json_schema()
+    for key, pointers in homes().items():
+        for pointer in pointers:
+            *parts, last = pointer.split("/")[1:]
+            assert last == key
+            assert key in OptimizerSpec.USUAL or key in keys_at(spec, parts), pointer
+
+
+def keys_at(schema: dict[str, Any], parts: list[str]) -> set[str]:
+    """The keys of the object that `parts` lead to, in any of the types that a value may have."""
+    found = [schema]
+    for part in ["", *parts]:
+        inner = [one["items"] if part == "0" else one.get("properties", {}).get(part, {}) if part else one for one in found]
+        found = [deeper for one in inner for deeper in unions(schema, one)]
+        found = [one for one in found if "properties" in one or "items" in one]
+    return {key for one in found for key in one.get("properties", ())}
+
+
+def unions(schema: dict[str, Any], one: dict[str, Any]) -> list[dict[str, Any]]:
+    if "$ref" in one:
+        return unions(schema, schema["$defs"][one["$ref"].rpartition("/")[2]])
+    several = one.get("anyOf", one.get("oneOf"))
+    return [one] if several is None else [deeper for each in several for deeper in unions(schema, each)]
 
 
 def test_keys_with_slashes_and_tildes_are_escaped_in_pointers() -> None:

@@ -42,7 +42,7 @@ def test_the_plan_and_the_page_say_the_same_of_the_transfer(printed):
     plan = json.loads(printed[0][0])
     console = Console(width=100, color_system=None)
     with console.capture() as captured:
-        console.print(transfer_view(plan["transfer"]))
+        console.print(transfer_view(plan["transfer"], planned=True))
     quoted = re.search(r"<!-- quoted by [^>]*-->\n```\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[1]
     shown = [line.rstrip() for line in captured.get().splitlines()]
     assert shown.pop(1).startswith("torch, SHA-256 ")  # the page leaves it out: these weights are drawn for the test

@@ -59,6 +59,21 @@ def test_a_worker_that_was_killed_is_started_again_and_its_job_goes_on(service, 
     assert len(client.losses(job["id"])["losses"]) == ended["progress"]["steps"]
 
 
+def test_an_api_that_was_killed_is_started_again_at_its_address_while_the_training_goes_on(service, spec, until):
+    notes = []
+    with Client(service.url, patience=120, note=notes.append) as client:
+        job = client.submit(spec("people:Slow", loader={"batch_size": 128}, training={"epochs": 12}))["id"]
+        events = client.events(job, follow=True)
+        seen = [next(event for event in events if event["kind"] == "iterations")]
+        (api,) = [pid for pid, command in descendants(service.pid).items() if " -m api " in command]
+        os.kill(api, signal.SIGKILL)
+        seen += events
+        assert [event["seq"] for event in seen] == list(range(seen[0]["seq"], seen[-1]["seq"] + 1))
+        assert (client.job(job)["state"], client.job(job)["attempt"]) == ("succeeded", 1)
+    assert [note.split(";")[0] for note in notes] == [f"The stream from {service.url} was cut", "Connected again"]
+    until(lambda: [pid for pid, command in descendants(service.pid).items() if " -m api " in command and pid != api])
+
+
 @pytest.fixture
 def started(tmp_path, until):
     """A `graft serve` that is still starting: the process, and what it has started."""

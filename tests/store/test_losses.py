@@ -74,3 +74,13 @@ def test_a_rewind_cuts_the_chunk_that_it_falls_into():
     ]
     losses = Losses.of(log)
     assert (losses.steps.tolist(), losses.values.tolist(), losses.epochs.tolist()) == ([0, 1, 2], [1.0, 2.0, 30.0], [0, 0, 1])
+
+
+def test_a_loss_is_found_by_its_step_whatever_was_rewound():
+    log = [
+        ("iterations", '{"epoch":0,"first":0,"losses":[1.0,2.0,3.0],"lr":{}}'),
+        ("rewound", '{"to_step":1}'),
+        ("iterations", '{"epoch":0,"first":1,"losses":["nan"],"lr":{}}'),
+    ]
+    losses = Losses.of(log)
+    assert [losses.at(step) for step in range(3)] == [1.0, "nan", None]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from store import commands, jobs, leases, pins, workers
+from store import commands, deletion, jobs, leases, pins, workers
 from store.hints import TASK, Hints
 from store.pins import Pin
 from worker.devices import Devices
@@ -202,6 +202,28 @@ def test_a_checkpoint_goes_once_the_last_job_that_was_pinned_to_it_has_ended(ben
     with bench.database.read() as session:
         assert pins.over(session) == []
         assert pins.steps(session, source) == [20]
+
+
+def test_what_a_deleted_job_leaves_goes_and_what_was_kept_for_it_alone(bench: Any, runner: Runner, tmp_path: Path) -> None:
+    source = bench.submit()
+    bench.run("trainers:save")
+    other = pinned_to(bench, source, 60)
+    loose = tmp_path / "jobs" / str(source) / "1" / "30"  # as that job has kept it
+    left = tmp_path / "jobs" / str(other) / "1" / "10"
+    for folder in loose, left:
+        folder.mkdir(parents=True)
+    with bench.database.write() as session:
+        commands.cancel(session, other, "test")
+    with bench.database.write() as session:
+        deletion.delete(session, other)
+    reaper = Reaper(runner, Hints(runner.settings.broker), leave=lambda: None)
+    reaper.let_go()
+
+    assert not loose.exists()
+    assert not (tmp_path / "jobs" / str(other)).exists()
+    assert (tmp_path / "jobs" / str(source) / "1" / "60").exists()
+    with bench.database.read() as session:
+        assert deletion.leftovers(session) == []
 
 
 def pinned_to(bench: Any, job: int, step: int) -> int:

@@ -183,6 +183,16 @@ def test_a_job_that_is_halted_within_an_epoch_loses_no_step(bench: Any, halt: An
     assert losses_of(bench, halted) == losses_of(bench, whole)
 
 
+def test_a_gpu_that_cannot_be_used_is_no_fault_of_the_job(bench: Any) -> None:
+    job = bench.submit()
+    supervisor = bench.supervisor(None, gpus=["99"])
+    supervisor.run()
+
+    assert supervisor.device_fault
+    assert (bench.job(job).state, bench.job(job).failures) == ("queued", 0)
+    assert f"a GPU of this-worker cannot be used: {supervisor.device_fault}" in bench.data(job, "state")[-1]["reason"]
+
+
 def test_a_failure_is_typed_by_what_it_is() -> None:
     torch_says = RuntimeError("[enforce fail at alloc_cpu.cpp:115] DefaultCPUAllocator: can't allocate memory: you tried …")
 

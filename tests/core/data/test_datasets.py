@@ -115,14 +115,87 @@ def test_a_tiny_folder_still_validates_on_one_image_and_says_so(places, draw):
     ("folders", "said"),
     [
         ({"pets/cats": 3}, "one class ('cats')"),
-        ({"pets/cats": 3, "pets/dogs": 0}, "no valid file for the classes dogs"),
-        ({"pets": 3}, "not any class folder in 'pets'"),
+        ({"pets/cats": 3, "pets/dogs": 0}, "'pets': no image is in its class folders 'dogs'"),
+        ({"pets": 3}, "'pets' has no class folders: a dataset is a folder for each class with its images in it, or images and"),
+        ({"pets/train": 3, "pets/val": 3}, "its folders 'train', 'val' have images, but no class folders"),
         ({"pets/train/cats": 1, "pets/train/dogs": 1, "pets/val/cats": 1}, "different class folders ('dogs' in one alone)"),
     ],
 )
 def test_a_folder_that_cannot_train_a_classifier_is_refused(places, draw, folders, said):
     draw(folders)
     assert said in refusal("folder:pets", places)
+
+
+def test_hidden_and_litter_folders_and_files_are_no_data(places, draw):
+    draw({"pets/cats": 3, "pets/dogs": 3, "pets/.ipynb_checkpoints": 2, "pets/__MACOSX/cats": 2, "pets/cats/.cache": 2})
+    (places.inputs / "pets/cats/._0.png").touch()
+    pets = open_at("folder:pets", places)
+    assert (pets.classes, len(pets.train) + len(pets.validation)) == (("cats", "dogs"), 6)
+
+
+def test_train_without_class_folders_is_a_class(places, draw):
+    draw({"fleet/train": 3, "fleet/car": 3, "fleet/plane": 3})
+    assert open_at("folder:fleet", places).classes == ("car", "plane", "train")
+
+
+def test_folders_around_everything_do_not_count(places, draw):
+    draw({"pets/data/images/cats": 10, "pets/data/images/dogs": 10})
+    pets = open_at("folder:pets", places)
+    assert (pets.classes, len(pets.train)) == (("cats", "dogs"), 18)
+    assert pets.notes == ("it begins in 'data/images', the one folder that has images",)
+
+
+def test_train_is_a_split_and_no_folder_around_everything(places, draw):
+    draw({"pets/train/cats": 2, "pets/train/dogs": 2})
+    pets = open_at("folder:pets", places)
+    assert {pets.train.name(index).partition("/")[0] for index in range(len(pets.train))} == {"train"}
+
+
+def test_images_that_are_in_no_class_folder_are_told(places, draw):
+    draw({"pets/train/cats": 10, "pets/train/dogs": 10, "pets/val": 1, "pets/extra/cats": 1, "pets/train": 1, "pets": 1})
+    pets = open_at("folder:pets", places)
+    assert (len(pets.train), len(pets.validation)) == (18, 2)
+    assert pets.notes == ("images in no class folder are not used: 'extra/', 'val/', '0.png', '0.png'",)
+
+
+def test_a_second_folder_that_could_validate_is_told(places, draw):
+    draw({f"pets/{split}/{name}": 2 for split in ("train", "val", "test") for name in ("cats", "dogs")})
+    assert open_at("folder:pets", places).notes == ("'test' beside train is not used, for val validates",)
+
+
+def test_splits_by_another_name_are_told_to_be_taken_for_classes(places, draw):
+    draw({"pets/training/cats": 10, "pets/testing/cats": 10})
+    assert "its folders 'testing', 'training' are taken for classes" in open_at("folder:pets", places).notes[0]
+
+
+@pytest.mark.parametrize(("folder", "meant"), [("fashion-mnist", "FashionMNIST"), ("kmnist", "KMNIST"), ("digits", "MNIST")])
+def test_a_folder_of_idx_files_is_told_apart_from_class_folders(places, folder, meant):
+    write_fashion(places.inputs / folder)
+    assert f"its idx files look like those of torchvision:{meant}" in refusal(f"folder:{folder}", places)
+
+
+def test_of_several_csv_files_one_must_be_named(places, draw):
+    draw({"pets/img": 2})
+    for name in ("a.csv", "b.CSV"):
+        (places.inputs / "pets" / name).write_text("file,x\nimg/0.png,0.5\nimg/1.png,1\n")
+    assert "it has 'a.csv', 'b.CSV', and not two class folders; call the one with the labels labels.csv" in refusal(
+        "folder:pets", places
+    )
+    assert datasets.open_dataset(DatasetSpec(source="folder:pets", labels="b.CSV"), places, 0).task == "regression"
+
+
+def test_an_image_that_is_known_to_be_unreadable_is_a_fault_of_the_spec_unless_it_is_to_be_left_out(places, draw):
+    draw({"pets/cats": 3, "pets/dogs": 3})
+    known = places.model_copy(update={"unreadable": ("cats/1.png", "birds/0.png")})
+    with pytest.raises(SpecError) as caught:
+        open_at("folder:pets", known)
+    (fault,) = caught.value.faults
+    assert fault.pointer == "/dataset/corrupt"
+    assert "'cats/1.png' could not be read; set skip" in fault.message
+    skipping = DatasetSpec(source="folder:pets", corrupt="skip")
+    assert (
+        "'cats/1.png' could not be read; what cannot be read is left out" in datasets.open_dataset(skipping, known, 0).notes[-1]
+    )
 
 
 def test_a_file_is_no_folder(places):

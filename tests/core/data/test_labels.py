@@ -115,6 +115,10 @@ READ: dict[str, tuple[list[str], dict[str, Any], str, str, list[Any]]] = {
         ["file;labels", '"a.png";"red;round"', "b.png;", 'c.png; "round"', "d.png;red"], {}, "multilabel", "red round",
         [[1, 1], [0, 0], [0, 1], [1, 0]],
     ),
+    "line ends of old Macs": (
+        ["file,labels\ra.png,red;round;red;red\rb.png,;;;\rc.png,round\rd.png,red\r"], {}, "multilabel", "red round",
+        [[1, 1], [0, 0], [0, 1], [1, 0]],
+    ),
     "tabs": (["file\tlabel", "a.png\tdog", "b.png\tcat", "c.png\tdog", "d.png\tcat"], {}, "multiclass", "cat dog", [1, 0, 1, 0]),
     "an index without a name, and more columns": (
         [",file,label,width", "0,a.png,dog,3", "1,b.png,cat,4", "2,./c.png,dog,x", "3,d.png,cat,", ",,,", ""], {}, "multiclass",
@@ -147,6 +151,29 @@ def test_a_split_column_is_kept_and_rows_for_a_test_are_left_out_where_others_va
     assert "the rows of the split 'test' are left out" in dataset.notes[1]
     pets("file,label,split", "a.png,x,train", "b.png,y,train", "c.png,y,test", "d.png,x,test")
     assert len(opened().validation) == 2
+
+
+def test_a_class_that_one_split_lacks_is_told(pets: Write, opened: Opens) -> None:
+    pets("file,label,split", "a.png,x,train", "b.png,y,train", "c.png,z,val", "d.png,x,val")
+    assert opened(labels="labels.csv").notes == (
+        "no image of the training split has 'z'",
+        "no image of the validation split has 'y'",
+    )
+    pets("file,label,split", "a.png,x,train", "b.png,x,train", "c.png,x,val", "d.png,y,val")
+    assert opened(labels="labels.csv").notes == ("every image of the training split is of the class 'x'",)
+
+
+def test_images_that_no_row_names_are_told(pets: Write, opened: Opens) -> None:
+    pets("file,x", "a.png,0.5", "b.png,1", files="a.png b.png sub/c.png .d.png __MACOSX/e.png notes.txt")
+    said = "1 image is not used, for no row of labels.csv names them: 'sub/c.png'"
+    assert opened(labels="labels.csv").notes[0] == said
+
+
+@pytest.mark.parametrize("stored", ["gr\u00fcn.png", "gru\u0308n.png"])
+def test_a_name_is_found_in_either_form_of_unicode(pets: Write, opened: Opens, stored: str) -> None:
+    for written in ("gr\u00fcn.png", "gru\u0308n.png"):
+        pets("file,x", f"{written},0.5", "b.png,1", files=f"{stored} b.png")
+        assert set(labels_of(opened())) == {stored, "b.png"}
 
 
 def test_the_order_of_the_rows_and_repeated_ones_say_nothing(pets: Write, opened: Opens) -> None:
@@ -193,6 +220,8 @@ FAULTS: dict[str, tuple[list[str], list[str]]] = {
     "a decimal comma": (
         ["file;x;y", "a.png;1,5;0", "b.png;2.5;0"], ["line 2: '1,5' in column 'x' is no number; decimals are written"],
     ),
+    "a NUL byte": (["file,label", "a.png,x\0", "b.png,y"], ["line 2: a NUL byte is in it"]),
+    "Python's own numbers": (["file,x,y", "a.png,1_000.5,1", "b.png,2,1"], ["line 2: '1_000.5' in column 'x' is no number"]),
     "too large": (["file,x", "a.png,1e99", "b.png,2.5"], ["line 2: '1e99' in column 'x' is no number"]),
     "an empty number": (["file,x,y", "a.png,1,2", "b.png,,3"], ["line 3: its cell of 'x' is empty"]),
     "an empty label": (["file,label", "a.png,", "b.png,x"], ["line 2: its cell of 'label' is empty"]),
@@ -233,6 +262,8 @@ ASKED = {
     "fractions as labels": (["file,label", "a.png,3.5", "b.png,7"], "its column 'label' has fractions: set regression"),
     "semicolons": (["file,what", "a.png,x;y", "b.png,x"], "its column 'what' has cells with ';': set multilabel"),
     "a slip": (["file,age", "a.png,31.5", "b.png,7x"], "its column 'age' has numbers, and '7x': set multiclass"),
+    "decimal commas": (["file;age", "a.png;31,5", "b.png;-7,25", "c.png;8"], "as '-7,25': write -7.25 to learn numbers, or set"),
+    "decimal commas as labels": (["file;label", "a.png;31,5", "b.png;7,5"], "column 'label' has numbers with a decimal comma"),
     "-1 and 1": (["file,x,y", "a.png,-1,1", "b.png,1,1"], "its columns 'x', 'y' have -1 and 1 alone: write 0 for -1"),
     "one-hot": (["file,x,y", "a.png,0,1", "b.png,1,0"], "its columns 'x', 'y' have a single 1 in each row: set multiclass"),
 }  # fmt: skip

@@ -13,6 +13,11 @@ from core.places import Places
 from core.spec import DatasetSpec
 
 
+def csv_of(*rows, header="file,label"):
+    """`labels.csv` of these rows."""
+    return {"labels.csv": "\n".join([header, *rows]).encode()}
+
+
 @pytest.fixture
 def receive(tmp_path, pack):
     """`receive(files)`: the report on an archive of these files; what was kept lies in `tmp_path / "7"`."""
@@ -93,7 +98,104 @@ def test_a_table_of_labels_goes_through_with_images_wherever_they_lie(receive, p
     table = b"name,sharp\n0.png,0.5\n1.png,1.5\nimages/a/0.png,2.5\nimages/a/1.png,3.5\n"
     report = receive({**pictures("set/images/a", "set"), "set/labels.csv": table, "set/images/x.csv": b"", "set/x.txt": b""})
     assert kept() == ["0.png", "1.png", "images/a/0.png", "images/a/1.png", "labels.csv"]
-    assert (report["images"], report["classes"], report["counts"]["train"]) == (4, [], 4)
+    assert (report["images"], report["task"], report["counts"]["train"]) == (4, "regression", 4)
+    assert report["classes"] == [{"name": "sharp", "train": 4, "validation": 0}]
+
+
+def test_a_csv_has_its_classes_and_its_split_counted(receive, pictures):
+    rows = ["img/0.png,a,train", "img/1.png,b,train", "img/2.png,a,val", "img/3.png,b,test"]
+    report = receive({**pictures("img", count=4), **csv_of(*rows, header="file,label,split")})
+    assert (report["task"], report["counts"]["train"], report["counts"]["validation"]) == ("multiclass", 2, 1)
+    assert report["classes"] == [{"name": "a", "train": 1, "validation": 1}, {"name": "b", "train": 1, "validation": 0}]
+    assert report["warnings"] == [
+        "of labels.csv the rows of the split 'test' are left out, for those of 'validation' validate",
+        "every image of the validation split is of the class 'a'",
+    ]
+
+
+def test_a_csv_of_labels_counts_the_images_of_each(receive, pictures):
+    report = receive({**pictures("", count=3), **csv_of("0.png,red;round", "1.png,", "2.png,red", header="file,labels")})
+    assert report["task"] == "multilabel"
+    assert {one["name"]: one["train"] for one in report["classes"]} == {"red": 2, "round": 1}
+
+
+def test_duplicates_of_a_csv_are_told_apart_by_its_rows(receive, pictures):
+    files = pictures("img", count=7)
+    files["img/1.png"] = files["img/0.png"]  # another label
+    files["img/3.png"] = files["img/2.png"]  # the same, in the other split
+    files["img/5.png"] = files["img/4.png"]  # the same, in the same
+    rows = [f"img/{n}.png,{label},{split}" for n, (label, split) in enumerate(zip("abaaabb", "ttvttvt", strict=True))]
+    rows[5] = "img/5.png,a,t"
+    rows = [row.removesuffix(",t") + ",train" if row.endswith(",t") else row.removesuffix(",v") + ",val" for row in rows]
+    report = receive({**files, **csv_of(*rows, header="file,label,split")})
+    named = {kind: [same["names"] for same in found] for kind, found in report["duplicates"].items()}
+    assert named == {
+        "conflicting": [["img/0.png", "img/1.png"]],
+        "leaking": [["img/2.png", "img/3.png"]],
+        "repeated": [["img/4.png", "img/5.png"]],
+    }
+
+
+@pytest.mark.parametrize("table", [b"", b"file,label\ncats/0.png,a\ndogs/0.png,b\n"])
+def test_class_folders_go_before_a_csv_beside_them_as_in_a_job(receive, pictures, table):
+    files = pictures("cats", "dogs", first=20)
+    files["dogs/9.png"] = files["cats/0.png"]
+    report = receive({**files, "labels.csv": table})
+    assert [one["name"] for one in report["classes"]] == ["cats", "dogs"]
+    assert [same["names"] for same in report["duplicates"]["conflicting"]] == [["cats/0.png", "dogs/9.png"]]
+    assert "labels.csv lies beside the class folders, and is not read" in report["warnings"][0]
+
+
+def test_images_that_no_row_names_are_told(receive, pictures):
+    report = receive({**pictures("img", count=4), **csv_of("img/0.png,a", "img/1.png,b")})
+    assert (report["images"], report["counts"]["train"]) == (4, 2)
+    assert report["warnings"] == ["2 images are not used, for no row of labels.csv names them: 'img/2.png', 'img/3.png'"]
+
+
+def test_what_a_csv_leaves_to_the_job_is_told_and_its_rows_are_compared_all_the_same(receive, pictures, tmp_path):
+    files = pictures("img", count=4)
+    files["img/1.png"] = files["img/0.png"]
+    rows = [f"img/{number}.png,{number},{'val' if number == 3 else 'train'}" for number in range(4)]
+    report = receive({**files, **csv_of(*rows, header="file,age,split")})
+    assert (report["task"], report["classes"], report["counts"]["validation"]) == (None, [], 1)
+    assert report["counts"]["conflicting"] == 1
+    assert "a job must set `dataset.task`: the CSV can be read in two ways, for its column 'age'" in report["warnings"][0]
+    assert open_dataset(DatasetSpec(source="upload:7", task="regression"), Places(uploads=tmp_path), seed=0).classes == ("age",)
+
+
+@pytest.mark.parametrize("name", ["sightings.csv", "Labels.CSV"])
+def test_a_csv_of_another_name_is_found_where_it_is_the_only_one(receive, pictures, tmp_path, name):
+    (table,) = csv_of("img/0.png,a", "img/1.png,b").values()
+    report = receive({**pictures("birds/img"), f"birds/{name}": table})
+    assert [one["name"] for one in report["classes"]] == ["a", "b"]
+    assert open_dataset(DatasetSpec(source="upload:7"), Places(uploads=tmp_path), seed=0).classes == ("a", "b")
+
+
+def test_a_csv_of_macos_finds_the_names_that_an_archive_of_it_gets(receive, pictures):
+    composed, decomposed = "gr\u00fcn", "gru\u0308n"
+    report = receive({**pictures(decomposed), **csv_of(f"{decomposed}/0.png,a", f"{composed}/1.png,b")})
+    assert report["counts"]["train"] == 2
+
+
+@pytest.mark.parametrize(
+    "folders", [["train", "car", "plane"], ["train/train", "train/car"], ["pets/train/train", "pets/train/car"]]
+)
+def test_a_class_may_be_called_as_a_split_is(receive, pictures, tmp_path, folders):
+    report = receive(pictures(*folders))
+    names = sorted(folder.rpartition("/")[2] for folder in folders)
+    assert [one["name"] for one in report["classes"]] == names
+    assert open_dataset(DatasetSpec(source="upload:7"), Places(uploads=tmp_path), seed=0).classes == tuple(names)
+
+
+def test_folders_around_everything_are_taken_away(receive, pictures, kept):
+    report = receive({**pictures("data/images/cats", "data/images/dogs", count=1), "data/notes.txt": b"x"})
+    assert kept() == ["cats/0.png", "dogs/0.png"]
+    assert report["counts"]["left_out"] == 1
+
+
+def test_splits_by_another_name_are_told_to_be_taken_for_classes(receive, pictures):
+    report = receive(pictures("Train/cats", "Train/dogs", "Val/cats", "Val/dogs"))
+    assert "its folders 'Train', 'Val' are taken for classes; if they are splits, call them 'train'" in report["warnings"][0]
 
 
 def test_corrupt_images_are_named_with_the_reason_and_kept(receive, pictures, kept, tmp_path):
@@ -159,6 +261,17 @@ def test_folders_without_images_are_told_and_are_no_classes(receive, pictures):
         (["train/cats", "val/cats"], {}, "one class, 'cats', of 4 images"),
         (["train/cats", "train/dogs", "val/cats"], {}, "different class folders ('dogs' in one alone)"),
         (["cats"], {"dogs/1.png": b"no"}, "leaves 1 class to train on (dogs/1.png: "),
+        ([], {"0.png": b"no", "1.png": b"no", **csv_of("0.png,a", "1.png,b")}, "leaves 0 classes to train on (0.png: "),
+        ([""], {"1.png": b"no", **csv_of("0.png,.5", "1.png,1", header="file,x")}, "leaves 1 image to train and to validate on"),
+        (
+            [""],
+            {"1.png": b"no", **csv_of("0.png,.5,train", "1.png,1,val", header="file,x,split")},
+            "of its 2 images 1 cannot be read, which leaves none to validate on",
+        ),
+        ([""], csv_of("0.png,a", "1.png,a"), "it has one class ('a')"),
+        ([""], csv_of("0.png,a", "2.png,b"), "labels.csv, line 3: there is no file '2.png'"),
+        ([""], {"a.csv": b"", "b.csv": b""}, "it has 'a.csv', 'b.csv', and not two class folders; call the one with"),
+        (["train", "val"], {}, "its folders 'train', 'val' have images, but no class folders"),
         (["cats", "dogs"], {"cats/0.png/x.png": b""}, "in it twice, or as a file and a folder"),
     ],
 )

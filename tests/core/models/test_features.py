@@ -66,7 +66,7 @@ def test_the_losses_and_figures_are_those_of_the_plain_run(frozen, places, tmp_p
     runs_of_the_stem.clear()
     without_features(monkeypatch)
     plain, told_plainly = story(frozen(), places, tmp_path / "plain")
-    assert images < 1797 + 20 < sum(runs_of_the_stem) / 2.9
+    assert images < 1797 + 30 < sum(runs_of_the_stem) / 2.9
     assert fast == pytest.approx(plain, rel=1e-4)  # with dropout: the draws are the same, too
     assert "frozen part run once" in told[1].runs
     for one, other in zip(told, told_plainly, strict=True):

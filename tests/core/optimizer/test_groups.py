@@ -181,7 +181,7 @@ def test_a_model_that_is_frozen_all_over_is_an_error() -> None:
         ({"momentum": 0.9}, "/optimizer/momentum", "unknown keyword of Adam"),
         ({"weight_decy": 0.9}, "/optimizer/weight_decy", "Did you mean 'weight_decay'?"),
         ({"lr": -1}, "/optimizer/lr", "Invalid learning rate: -1"),
-        ({"lr": "0.1"}, "/optimizer/lr", 'expects float, got "0.1"'),
+        ({"lr": "0.1"}, "/optimizer/lr", 'expects float, got the text "0.1"'),
         ({"lr": True}, "/optimizer/lr", "expects float, got true"),
         ({"betas": [0.9]}, "/optimizer/betas", "expects tuple[float, float], got [0.9]"),
         ({"betas": [0.9, 1.5]}, "/optimizer/betas", "Invalid beta parameter"),

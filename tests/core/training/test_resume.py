@@ -197,7 +197,7 @@ def test_in_an_epoch_a_checkpoint_knows_the_mean_so_far_and_no_validation(
     assert story.saved[14].figures["mean_loss"] == story.epochs[1].mean_loss
     assert [step for step, data in story.saved.items() if data.best] == [3, 6, 7, 14], "never better than what was validated"
     card = json.loads((tmp_path / "job/9/model.json").read_text())
-    assert (card["step"], card["epoch"], list(card["figures"])) == (9, 1, ["mean_loss"])
+    assert (card["step"], card["epoch"], list(card["figures"])) == (9, 2, ["mean_loss"])
 
 
 def test_the_seconds_of_a_resumed_epoch_are_those_of_all_its_steps(

@@ -299,7 +299,7 @@ def test_rules_that_would_bring_little_are_not_advised(faults_of: Faults) -> Non
 
 
 def test_without_a_rule_the_nearest_names_of_both_sides_are_told(faults_of: Faults) -> None:
-    other = {"bodies.weights": torch.ones(3, 9), "x": torch.ones(2)}
+    other = {"bodies.weights": torch.ones(3, 4), "x": torch.ones(2)}
     message = faults_of(net(), other, HEAD, min_loaded=0)["/pretrained/source"]
     assert message.startswith("nothing would be loaded; left out here: body.weight, body.bias")
     assert "'body.weight' here and 'bodies.weights' there" in message
@@ -308,4 +308,16 @@ def test_without_a_rule_the_nearest_names_of_both_sides_are_told(faults_of: Faul
 def test_names_that_have_nothing_in_common_are_listed(faults_of: Faults) -> None:
     message = faults_of(net(), {"0": torch.ones(2, 9)}, HEAD, min_loaded=0)["/pretrained/source"]
     assert "left out of the source: 0" in message
-    assert "rename rules can map the second on to the first" in message
+    assert "rename" not in message
+    assert message.endswith(
+        "these are most likely the weights of another architecture; name weights of this one, or the model that they are of"
+    )
+
+
+def test_a_name_that_is_like_one_here_but_would_not_fit_is_not_advised(faults_of: Faults) -> None:
+    assert "another architecture" in faults_of(net(), {"bodies.weights": torch.ones(3, 9)}, HEAD)["/pretrained/source"]
+
+
+@pytest.mark.parametrize("rule", ["exclude", "drop"])
+def test_a_module_s_name_is_no_glob_and_the_one_to_write_is_said(rule: str, faults_of: Faults) -> None:
+    assert faults_of(net(), state(), HEAD, **{rule: ["body"]})[f"/pretrained/{rule}/0"].endswith("Did you mean 'body.*'?")

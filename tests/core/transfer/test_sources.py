@@ -396,7 +396,9 @@ def job_3(places: Places, tmp_path: Path) -> Places:
     folder.mkdir(parents=True)
     save_file(STATE, folder / "model.safetensors")
     preprocessing = {"size": 40, "mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}
-    (folder / "model.json").write_text(json.dumps({"classes": ["cat", "dog"], "preprocessing": preprocessing}))
+    (folder / "model.json").write_text(
+        json.dumps({"classes": ["cat", "dog"], "preprocessing": preprocessing, "architecture": {"name": "torchvision:net"}})
+    )
     sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     return places.model_copy(update={"pinned": {"job:3": PinnedWeights(path=folder, sha256=sha256, step=50)}})
 
@@ -404,6 +406,7 @@ def job_3(places: Places, tmp_path: Path) -> Places:
 def test_a_jobs_weights_come_with_their_classes_and_preprocessing(job_3: Places) -> None:
     source = read("job:3", job_3)
     assert (source.format, source.classes, set(source.entries)) == ("safetensors", ("cat", "dog"), set(STATE))
+    assert source.model == "torchvision:net"
     known = preprocessing_of("job:3", job_3)
     assert known is not None
     assert (known.size, known.mean) == (40, (0.1, 0.2, 0.3))

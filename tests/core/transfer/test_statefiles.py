@@ -160,3 +160,10 @@ def test_the_versions_of_a_state_dicts_modules_are_kept(opened: Opened) -> None:
 def test_extra_state_beside_the_tensors_is_left_out(opened: Opened) -> None:
     source = opened({**STATE, "conv._extra_state": {"calls": 3}})
     assert set(source.entries) == set(STATE)
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+def test_a_pointer_of_git_lfs_is_called_one(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 46830571\n")
+    with pytest.raises(SpecError, match=f"'{name}' is a Git LFS pointer, not the weights; run `git lfs pull`"):
+        read_file(f"file:{name}", tmp_path / name, name, shapes_only=True)
