@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from difflib import SequenceMatcher
 from typing import Annotated
 
 import typer
@@ -16,7 +15,6 @@ from client.terminal import AsJson, Url, service, show_answer
 
 app = typer.Typer()
 _SHOWN, _SHOWN_OF_A_QUERY = 8, 60
-_CLOSE, _MOST_CLOSE = 0.6, 8
 Rows = list[tuple[str, str]]
 """Names, and what there is to say of each."""
 
@@ -30,10 +28,7 @@ def catalog(
     """List what a spec may name: datasets, models and their weights, losses, optimizers, schedules, augmentations."""
     with service(url, as_json) as client:
         found = client.catalog(query)
-        if query is None or as_json or any(rows for _, rows in _kinds(found)):
-            show_answer(found, lambda found: catalog_view(found, _SHOWN if query is None else _SHOWN_OF_A_QUERY), as_json)
-            return
-        show_answer(close_names(client.catalog(), query), lambda close: _nothing(query, close), as_json)
+    show_answer(found, lambda found: _answer(found, query), as_json)
 
 
 def catalog_view(found: Json, most: int) -> RenderableType:
@@ -49,21 +44,13 @@ def catalog_view(found: Json, most: int) -> RenderableType:
     return Group(*parts[:-1])
 
 
-def close_names(found: Json, query: str) -> list[str]:
-    """The names that are most like it, the likest first; what stands before a colon does not count."""
-    wanted = query.lower()
-    likeness = {}
-    for _, rows in _kinds(found):
-        for name, _ in rows:
-            ratio = SequenceMatcher(None, wanted, name.rpartition(":")[2].lower()).ratio()
-            if ratio >= _CLOSE:
-                likeness[name] = ratio
-    return sorted(likeness, key=lambda name: -likeness[name])[:_MOST_CLOSE]
-
-
-def _nothing(query: str, close: list[str]) -> RenderableType:
-    like = f" Close to it: {', '.join(close)}." if close else " `graft catalog` lists what there is."
-    return Text(f"No name contains '{query}'.{like}")
+def _answer(found: Json, query: str | None) -> RenderableType:
+    names = [name for _, rows in _kinds(found) for name, _ in rows]
+    view = catalog_view(found, _SHOWN if query is None else _SHOWN_OF_A_QUERY)
+    if query is None or any(query.lower() in name.lower() for name in names):
+        return view
+    none = f"No name contains '{query}'. "
+    return Group(Text(f"{none}Close to it:"), view) if names else Text(f"{none}`graft catalog` lists what there is.")
 
 
 def _kinds(found: Json) -> Iterator[tuple[str, Rows]]:

@@ -68,7 +68,7 @@ def test_the_patches_of_the_openapi_page_work(bench, client, example):
     ("patch", "pointer", "said"),
     [
         ({"prioritty": 1}, "/prioritty", "Did you mean 'priority'?"),
-        ({"priority": "high"}, "/priority", "integer"),
+        ({"priority": "high"}, "/priority", "a whole number, not the text"),
         ({"priority": 1001}, "/priority", "1000"),
         ({"labels": {"a": 1}}, "/labels/a", "string"),
         ({"name": "a\u0000b"}, "/name", "U+0000"),
