@@ -13,7 +13,7 @@ from core.models.build import constructor_keywords, module_hash
 from core.training.progress import Progress
 
 if TYPE_CHECKING:
-    from core.plan import Prepared
+    from core.prepare import Prepared
 
 WEIGHTS = "weights.safetensors"
 """The file of weights, as it is called where it is downloaded."""

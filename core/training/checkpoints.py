@@ -35,7 +35,7 @@ from core.training.progress import Progress, Tally
 from core.transfer.tensorfile import Written, sha256_of, write, write_tensors
 
 if TYPE_CHECKING:
-    from core.plan import Prepared
+    from core.prepare import Prepared
     from core.training.recipe import Recipe
 
 FORMAT = 3

@@ -24,7 +24,7 @@ from core.optimizer.control import GroupControl
 from core.optimizer.groups import learning_rates
 from core.optimizer.schedules import set_rates
 from core.places import Places
-from core.plan import Prepared, prepare
+from core.prepare import Prepared, prepare
 from core.spec import JobSpec
 from core.training import checkpoints
 from core.training.divergence import Watch

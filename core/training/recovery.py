@@ -12,7 +12,7 @@ from core.adjustments import RULES, Adjustment
 from core.errors import DivergedError
 from core.events import AdjustedData, Data, Figure, Firing, LogData, RewoundData, RuleData, retained
 from core.optimizer.control import GroupControl
-from core.plan import Prepared
+from core.prepare import Prepared
 from core.training import checkpoints
 from core.training.checkpoints import CheckpointError
 from core.training.divergence import HaltedError, Trouble, Watch

@@ -18,7 +18,8 @@ from client.specs import read_spec
 from core.errors import SpecError
 from core.events import CheckpointData, Iteration
 from core.places import PinnedWeights, Places
-from core.plan import plan, plan_request, prepare
+from core.plan import plan, plan_request
+from core.prepare import prepare
 from core.spec import JobSpec
 from core.training.evaluation import evaluate
 from core.training.loop import fit

@@ -14,7 +14,8 @@ from core.data.batches import Loader, Preprocessing, make_loader
 from core.data.images import ArrayImages
 from core.errors import SpecError
 from core.places import Places
-from core.plan import plan, prepare
+from core.plan import plan
+from core.prepare import prepare
 from core.spec import Augmentation, JobSpec, LoaderSpec
 
 CPU = torch.device("cpu")

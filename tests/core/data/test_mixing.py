@@ -22,7 +22,8 @@ from core.errors import SpecError
 from core.events import CheckpointData, Iteration
 from core.loss.means import counted
 from core.places import Places
-from core.plan import plan, prepare
+from core.plan import plan
+from core.prepare import prepare
 from core.spec import JobSpec, TrainingSpec
 from core.training.loop import fit
 

@@ -19,7 +19,8 @@ from core.data.tiers import processes
 from core.errors import DataError
 from core.events import EpochData, Iteration, LeftOutData, LogData
 from core.models.features import Featured
-from core.plan import plan, prepare
+from core.plan import plan
+from core.prepare import prepare
 from core.spec import DatasetSpec, LoaderSpec
 from core.training.left_out import Listing, agree, check
 from core.training.loop import fit

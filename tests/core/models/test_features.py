@@ -17,7 +17,8 @@ from core.models.cut import Cut, cut, is_sound
 from core.optimizer.assignment import resolve
 from core.optimizer.freezing import freeze
 from core.places import Places
-from core.plan import plan, prepare
+from core.plan import plan
+from core.prepare import prepare
 from core.spec import GroupSpec, JobSpec, ModelSpec, OptimizerSpec
 from core.training.loop import fit
 

@@ -19,7 +19,9 @@ from core.events import EpochData, Iteration
 from core.optimizer.curves import FORMS, Curve
 from core.optimizer.schedules import set_rates
 from core.places import Places
-from core.plan import Plan, plan, prepare
+from core.plan import plan
+from core.planned import Plan
+from core.prepare import prepare
 from core.spec import JobSpec
 from core.training.evaluation import evaluate
 from core.training.loop import fit

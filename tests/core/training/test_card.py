@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from core.models.build import constructor_keywords
-from core.plan import prepare
+from core.prepare import prepare
 from core.training import checkpoints
 from core.training.loop import fit
 from core.training.progress import Progress

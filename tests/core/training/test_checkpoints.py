@@ -21,7 +21,7 @@ from core import randomness
 from core.errors import DiskFullError
 from core.events import Iteration, RewoundData
 from core.models.build import build_model
-from core.plan import prepare
+from core.prepare import prepare
 from core.training import checkpoints
 from core.training.checkpoints import CheckpointError, Progress, Tally
 from core.training.loop import fit

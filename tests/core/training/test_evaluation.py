@@ -15,7 +15,8 @@ from sklearn import metrics
 from torch import Tensor, nn
 
 from core.events import EpochData, EvaluationData, Iteration, RewoundData, RuleData, number
-from core.plan import plan, prepare
+from core.plan import plan
+from core.prepare import prepare
 from core.spec import EarlyStoppingSpec
 from core.training import evaluation, loop
 from core.training.evaluation import Evaluation, evaluate, per_sample

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from core.events import CheckpointData, Iteration
 from core.places import Places
-from core.plan import prepare
+from core.prepare import prepare
 from core.spec import JobSpec
 from core.training.loop import evaluate, fit, train_fn
 

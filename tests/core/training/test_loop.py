@@ -13,7 +13,7 @@ from torchvision.models.inception import InceptionOutputs
 from core.errors import NonFiniteLossError
 from core.events import Iteration, chunk
 from core.models.outputs import logits_of, loss_of
-from core.plan import prepare
+from core.prepare import prepare
 from core.training import loop
 from core.training.evaluation import evaluate
 from core.training.readback import Readback

@@ -12,7 +12,7 @@ from core.errors import CompileError
 from core.events import Iteration
 from core.models import layout
 from core.optimizer.groups import build_optimizer
-from core.plan import prepare
+from core.prepare import prepare
 from core.spec import OptimizerSpec, TrainingSpec
 from core.training.averaging import Average
 from core.training.checkpoints import load

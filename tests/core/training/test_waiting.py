@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from core.places import Places
-from core.plan import Prepared, prepare
+from core.prepare import Prepared, prepare
 from core.spec import JobSpec
 from core.training.loop import train_fn
 
