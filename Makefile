@@ -49,6 +49,10 @@ test: setup ## Run the whole suite in four processes (arguments by ARGS="-k canc
 test-stacks: setup ## Run on the other stack, too, those tests of the workers that the suite runs on one
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "other_stack and not gpu" $(ARGS)
 
+.PHONY: test-compile
+test-compile: setup ## Run the tests that have torch.compile call the C++ compiler
+	@$(BIN)/python -m pytest -m compiles $(ARGS)
+
 .PHONY: test-gpu
 test-gpu: setup ## Run the tests that need a CUDA device
 	@$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -37,7 +37,7 @@ CALLS = {
 
 @pytest.fixture(scope="module")
 def document(url: str) -> dict:
-    return httpx.get(f"{url}/openapi.json").json()
+    return httpx.get(f"{url}/openapi.json", timeout=60).json()
 
 
 def operations(document):

@@ -116,7 +116,7 @@ def test_a_job_runs_from_its_spec_to_its_weights(services, client, tmp_path):
 
 
 def test_no_job_runs_twice_and_none_waits_beside_a_free_slot(services, client, submit):
-    long = submit("Slow", epochs=6)
+    long = submit("Slow", epochs=12)
     submitted = [long, *(submit("Slow", epochs=1) for _ in range(4))]
     until(lambda: all(client.job(job)["state"] in FINAL_STATES for job in submitted), 90)
 

@@ -66,6 +66,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, resnet50_weights: dict[str
     settings = {
         "GRAFT_DATA_DIR": str(directory),
         "GRAFT_PLUGINS": "people,two_scales",
+        "GRAFT_STOP_SECONDS": "60",  # a loaded machine may take longer than ten to write a checkpoint
         "GRAFT_THREADS": "1",  # two threads wait for each other at each small step when the machine has else to do
         "GRAFT_PLUGINS_DIR": str(_collect_plugins(directory / "plugins")),
     }
