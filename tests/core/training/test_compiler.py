@@ -65,7 +65,7 @@ def test_a_plan_says_so_beside_its_other_faults(bare, tmp_path):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.compiles  # g++ compiles a forward and a backward pass: nothing less tells that a compiled model trains as a plain one
+@pytest.mark.compiles  # g++ compiles a forward and a backward pass: nothing less tells that it trains as the plain model
 def test_a_compiled_model_trains_as_the_plain_one_within_rounding(tiny_spec, places, tmp_path):
     with warnings.catch_warnings(action="ignore"):  # the compiler's imports
         from torch._dynamo.utils import counters
