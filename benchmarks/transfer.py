@@ -10,6 +10,7 @@ submission, and that its numbers are finite; where that is not known, as in a no
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import subprocess
@@ -89,7 +90,7 @@ def main() -> int:
         way, file = arguments.one
         sys.stdout.write(json.dumps(measure(WAYS[way][2], Path(file))))
         return 0
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=120)
     for line in machine():
         console.print(line, style="dim")
     with tempfile.TemporaryDirectory(prefix="graft-bench-") as directory:
@@ -110,10 +111,11 @@ def write(directory: Path) -> int:
 
 
 def rounds(directory: Path, count: int) -> dict[str, list[tuple[float, float]]]:
-    """Per way its (seconds, peak MB), the ways taking turns."""
+    """Per way its (seconds, peak MB), the ways taking turns, there and back."""
     found: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
-    for _ in range(count):
-        for way, (_, suffix, _) in WAYS.items():
+    for round_ in range(count):
+        for way in list(WAYS)[:: -1 if round_ % 2 else 1]:
+            suffix = WAYS[way][1]
             command = [sys.executable, __file__, "--one", way, str(directory / f"vit{suffix}")]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             found[way].append(tuple(json.loads(done.stdout)))
@@ -125,6 +127,8 @@ def measure(load: Callable[[nn.Module, Path], None], path: Path) -> tuple[float,
     model = empty_model()
     rehearse(load, path)
     path.read_bytes()
+    gc.collect()
+    gc.freeze()  # as a job's process has it, before it begins: no way's objects have torch's own looked through
     before = reset_peak()
     begun = time.perf_counter()
     load(model, path)

@@ -1,7 +1,7 @@
 """Make a tensor fit where its shape differs for a reason that is known: planned on shapes alone, done by a pure function.
 
-A registry, in order; the first that knows a pair of shapes takes it. Each is named in the report, with both shapes and with what
-it does. What none of them knows is not made to fit.
+A registry, by what an entry of the model is; the first that knows a pair of shapes takes it. Each is named in the report, with
+both shapes and with what it does. What none of them knows is not made to fit.
 """
 
 from __future__ import annotations
@@ -49,26 +49,43 @@ class Known:
 
 @dataclass(frozen=True)
 class Place:
-    """An entry of a model, and the modules that it lies in: its own first, then those around it, up to the model."""
+    """An entry of a model."""
 
     key: str
     entry: Entry
-    owners: tuple[nn.Module, ...]
+    modules: Mapping[str, nn.Module]
+    """All of the model's, by their names."""
     stem: bool
     """Whether it is the weight of the model's first convolution: what images come to."""
 
+    @property
+    def owners(self) -> Iterator[nn.Module]:
+        """The modules that it lies in: its own first, then those around it, up to the model."""
+        path = self.key.rpartition(".")[0]
+        while path:
+            if path in self.modules:
+                yield self.modules[path]
+            path = path.rpartition(".")[0]
+        yield self.modules[""]
+
+    @property
+    def owner(self) -> nn.Module:
+        """The module that it is of."""
+        return next(self.owners)
+
 
 def places_of(model: nn.Module, entries: Mapping[str, Entry]) -> dict[str, Place]:
-    """Each entry of the model's state dict with the modules around it. The model may be on the meta device."""
+    """Each entry of the model's state dict. The model may be on the meta device."""
     modules = dict(model.named_modules(remove_duplicate=False))
     first = next((name for name, module in modules.items() if isinstance(module, nn.Conv2d)), None)
     stem = "weight" if first == "" else f"{first}.weight"
-    return {key: Place(key, entry, tuple(_owners(key, modules)), key == stem) for key, entry in entries.items()}
+    return {key: Place(key, entry, modules, key == stem) for key, entry in entries.items()}
 
 
 def adapt(place: Place, there: Entry, known: Known) -> Adaptation | None:
     """How the source's tensor comes to fit this entry of the model; None: no adapter knows how."""
-    for adapter in (in_channels, position_embedding, patch_embedding, relative_bias):
+    adapters = _OF_STEM if place.stem else _BY_NAME.get(place.key.rpartition(".")[2], ())
+    for adapter in adapters:
         found = adapter(place, there, known)
         if found is not None:
             return found
@@ -83,12 +100,11 @@ def in_channels(place: Place, there: Entry, known: Known) -> Adaptation | None: 
     of channels.
     """
     here = place.entry.shape
-    if getattr(place.owners[0], "groups", 1) != 1:
-        return None
-    if not place.stem or len(there.shape) != 4 or there.shape[:1] + there.shape[2:] != here[:1] + here[2:]:
+    if getattr(place.owner, "groups", 1) != 1 or len(there.shape) != 4:
         return None
     many, wanted = there.shape[1], here[1]
-    if many == wanted or max(many, wanted) > _MOST_CHANNELS:
+    rest_fits = there.shape[:1] + there.shape[2:] == here[:1] + here[2:]
+    if not rest_fits or many == wanted or max(many, wanted) > _MOST_CHANNELS:
         return None
     if wanted == 1:
         reason = f"its {many} input channels summed"
@@ -109,7 +125,7 @@ def position_embedding(place: Place, there: Entry, known: Known) -> Adaptation |
     The model's own grid is asked for, not guessed. Grids are compared, not token counts, which agree for (2, 8) and (4, 4).
     """
     here = place.entry.shape
-    if place.key.rpartition(".")[2] not in _POSITIONS or len(here) != 3 or len(there.shape) != 3:
+    if len(here) != 3 or len(there.shape) != 3:
         return None
     if (here[0], there.shape[0]) != (1, 1) or here[2] != there.shape[2]:
         return None
@@ -147,13 +163,11 @@ def resize_positions(positions: Tensor, old: Grid, new: Grid) -> Tensor:
 
 def patch_embedding(place: Place, there: Entry, known: Known) -> Adaptation | None:  # noqa: ARG001  (one signature for all)
     """The convolution that cuts images into patches, [width, channels, h, w], for patches of another size."""
-    here, owner = place.entry.shape, place.owners[0]
-    if not isinstance(owner, nn.Conv2d) or owner.stride != owner.kernel_size or place.key.rpartition(".")[2] != "weight":
-        return None
-    if not place.stem or len(there.shape) != 4 or there.shape[:2] != here[:2] or min(*there.shape[2:], *here[2:]) < 2:
+    here, owner = place.entry.shape, place.owner
+    if not isinstance(owner, nn.Conv2d) or owner.stride != owner.kernel_size or len(there.shape) != 4:
         return None
     old, new = (there.shape[2], there.shape[3]), (here[2], here[3])
-    if old == new:
+    if there.shape[:2] != here[:2] or old == new or min(old + new) < 2:
         return None
     reason = f"patches of {old[0]} x {old[1]} resampled to {new[0]} x {new[1]} by the pseudo-inverse"
     return Adaptation("patch_embedding", reason, lambda theirs, _: resize_patches(theirs, new))
@@ -181,8 +195,6 @@ def relative_bias(place: Place, there: Entry, known: Known) -> Adaptation | None
     for square, or for the model's where as many biases say so.
     """
     here = place.entry.shape
-    if place.key.rpartition(".")[2] != windows.BIASES:
-        return None
     if len(here) == len(there.shape) == 3 and here[0] == there.shape[0]:
         old, new = windows.of_sides(*there.shape[1:]), windows.of_sides(*here[1:])
     elif len(here) == len(there.shape) == 2 and here[1] == there.shape[1]:
@@ -195,18 +207,18 @@ def relative_bias(place: Place, there: Entry, known: Known) -> Adaptation | None
     return Adaptation("relative_bias", reason, lambda theirs, _: windows.resize_biases(theirs, old, new))
 
 
+_Adapter = Callable[[Place, Entry, Known], Adaptation | None]
+_OF_STEM: tuple[_Adapter, ...] = (in_channels, patch_embedding)
+_BY_NAME: dict[str, tuple[_Adapter, ...]] = {
+    **dict.fromkeys(_POSITIONS, (position_embedding,)),
+    windows.BIASES: (relative_bias,),
+}
+"""By the last part of an entry's name."""
+
+
 def _wide(tensor: Tensor) -> Tensor:
     """float32, in which all of this is computed."""
     return tensor.float()
-
-
-def _owners(key: str, modules: Mapping[str, nn.Module]) -> Iterator[nn.Module]:
-    path = key.rpartition(".")[0]
-    while path:
-        if path in modules:
-            yield modules[path]
-        path = path.rpartition(".")[0]
-    yield modules[""]
 
 
 def _grid_of(place: Place) -> Grid | None:
@@ -239,7 +251,7 @@ def _windows(place: Place, there: Entry, pairs: int | None) -> tuple[windows.Win
 
 def _window_of(place: Place) -> windows.Window | None:
     """The model's own window: `window_size`, as torchvision's and timm's attention has it, else a square one."""
-    size = getattr(place.owners[0], "window_size", None)
+    size = getattr(place.owner, "window_size", None)
     if isinstance(size, Sequence) and len(size) == 2:
         return int(size[0]), int(size[1])
     return windows.square(place.entry.shape[0])

@@ -6,8 +6,9 @@ PyTorch copies module by module, and what raises half-way leaves the modules bef
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,23 +18,26 @@ from core.errors import TransferError
 _TRUSTED = ("torch.", "torchvision.", "timm.")
 
 
-def load_all_or_nothing(model: nn.Module, tensors: Mapping[str, Tensor], versions: Mapping[str, dict[str, object]]) -> None:
+def load_all_or_nothing(
+    model: nn.Module, own: Mapping[str, Any], tensors: Mapping[str, Tensor], versions: Mapping[str, dict[str, object]]
+) -> None:
     """Copy `tensors`, whose shapes are those of the model's entries, into it; what is not among them keeps its values.
 
-    Copies go into the tensors that are there: ties, devices, dtypes and an optimizer's references last. `versions` are the
-    state dict's versions of modules, by which a module's own loading mends older tensors. Raises TransferError.
+    Copies go into the tensors that are there: ties, devices, dtypes and an optimizer's references last. `own` is the model's
+    state dict with `keep_vars`, so that what keeps its values is not copied on to itself. `versions` are those that the source
+    saved its modules by, for a module's own loading to mend older tensors. Raises TransferError.
     """
-    state: Any = model.state_dict()
+    state: Any = OrderedDict(own)
     for key in tensors:
         if any(stride == 0 and side > 1 for stride, side in zip(state[key].stride(), state[key].shape, strict=True)):
             raise TransferError(
                 f"'{key}' of the model cannot be written to: its elements share their memory",
                 "Make it by .clone() after .expand() in the model's constructor.",
             )
-    metadata = {**state._metadata, **{name: found for name, found in versions.items() if name in state._metadata}}  # noqa: SLF001
+    metadata = cast("Any", own)._metadata  # noqa: SLF001  (load_state_dict reads it there, and there alone)
     state.update(tensors)
-    state._metadata = metadata  # noqa: SLF001  (load_state_dict reads it there, and there alone)
-    saved = [] if _cannot_fail(model) else list(_saved(model))
+    state._metadata = {**metadata, **{name: found for name, found in versions.items() if name in metadata}}  # noqa: SLF001
+    saved = [] if _cannot_fail(model, own) else list(_saved(model))
     try:
         model.load_state_dict(state, strict=True)
     except Exception as error:  # a model's own hooks may raise anything
@@ -62,13 +66,13 @@ def _saved(model: nn.Module) -> Iterator[_Saved]:
                     yield _Saved(holder, name, tensor, tensor.detach().clone())
 
 
-def _cannot_fail(model: nn.Module) -> bool:
+def _cannot_fail(model: nn.Module, own: Mapping[str, Any]) -> bool:
     """Whether nothing but PyTorch's own copying takes part, into tensors that can be copied into: then a copy is spared.
 
     Names and shapes are right by then, and nothing else makes it raise.
     """
     return all(_is_plain(module) for module in model.modules()) and all(
-        one.is_contiguous() and not one.is_inference() for one in model.state_dict().values() if isinstance(one, Tensor)
+        one.is_contiguous() and not one.is_inference() for one in own.values() if isinstance(one, Tensor)
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -33,6 +34,7 @@ class Match:
 
     targets: Mapping[str, Entry]
     parameters: frozenset[str]
+    ties: Sequence[Sequence[str]]
     places: Mapping[str, Place]
     source: Source
     names: Names
@@ -44,20 +46,23 @@ class Match:
     """Why the head starts anew even where it fits; None: it is loaded."""
     rows: Rows | None
     """Which rows of the source's head are taken, where the spec asks for rows."""
+    _found: dict[tuple[str, str], Adaptation | None] = field(default_factory=dict)
 
     @classmethod
     def of(
         cls, model: nn.Module, source: Source, spec: PretrainedSpec, head: Head, classes: tuple[str, ...], *, task: Task
     ) -> Match:
         """Everything that the single decisions need. Raises SpecError below /pretrained."""
-        targets = entries_of(model)
+        state = model.state_dict(keep_vars=True)
+        targets = entries_of(state)
+        ties = tied(state)
         names = rename(source.entries, spec, targets)
         pairs = {
             key: (here, source.entries[names.source_of[key]] if key in names.source_of else None)
             for key, here in targets.items()
             if key in head.keys
         }
-        excluded = _excluded(targets, spec, tied(model))
+        excluded = _excluded(targets, spec, ties)
         theirs = _classes_of(source, spec)
         if spec.head == "reset" and not head.keys:
             raise SpecError.at("/pretrained/head", f"'reset' has no effect: {NO_HEAD}")
@@ -65,7 +70,8 @@ class Match:
             check_kept({key: pair for key, pair in pairs.items() if key not in excluded})
         return cls(
             targets=targets,
-            parameters=parameter_names(model),
+            parameters=parameters_of(state),
+            ties=ties,
             places=places_of(model, targets),
             source=source,
             names=names,
@@ -81,31 +87,38 @@ class Match:
         here = self.targets[key]
         source_key = self.names.source_of.get(key)
         there = None if source_key is None else self.source.entries[source_key]
-        row = TargetEntry(
+        return TargetEntry(
             key=key,
             buffer=key not in self.parameters,
-            status="missing",
             shape=list(here.shape),
             source_key=source_key,
             source_shape=None if there is None else list(there.shape),
+            **self._verdict(key, source_key, here, there),
         )
+
+    def _verdict(self, key: str, source_key: str | None, here: Entry, there: Entry | None) -> dict[str, Any]:
+        """The status of an entry, and what belongs to it."""
         if key in self.excluded:
-            return row.model_copy(update={"status": "excluded", "reason": self.excluded[key]})
+            return {"status": "excluded", "reason": self.excluded[key]}
         if self._is_own(key):
-            return row.model_copy(update={"status": "own", "reason": _OWN})
+            return {"status": "own", "reason": _OWN}
         if source_key is None or there is None:
-            return row.model_copy(update={"reason": self._why_missing(key)})
+            return {"status": "missing", "reason": self._why_missing(key)}
         cast = f"{dtype_name(there.dtype)} -> {dtype_name(here.dtype)}" if there.dtype != here.dtype else None
         if adapted := self.adaptation(key, source_key):
-            update = {"status": "adapted", "reason": adapted.reason, "adapter": adapted.adapter, "cast": cast}
-        elif reason := self._why_anew(key, here, there):
-            update = {"status": "reinit", "reason": reason}
-        else:
-            update = {"status": "loaded", "cast": cast}
-        return row.model_copy(update=update)
+            return {"status": "adapted", "reason": adapted.reason, "adapter": adapted.adapter, "cast": cast}
+        if reason := self._why_anew(key, here, there):
+            return {"status": "reinit", "reason": reason}
+        return {"status": "loaded", "cast": cast}
 
     def adaptation(self, key: str, source_key: str) -> Adaptation | None:
-        """How the source's tensor is made to fit, if it needs that and an adapter knows how."""
+        """How the source's tensor is made to fit, if it needs that and an adapter knows how; found out once."""
+        pair = key, source_key
+        if pair not in self._found:
+            self._found[pair] = self._adaptation(key, source_key)
+        return self._found[pair]
+
+    def _adaptation(self, key: str, source_key: str) -> Adaptation | None:
         here, there = self.targets[key], self.source.entries[source_key]
         if not alike(here, there):
             return None
@@ -233,15 +246,15 @@ def check_effects(spec: PretrainedSpec, entries: Iterable[TargetEntry]) -> None:
         )
 
 
-def parameter_names(model: nn.Module) -> frozenset[str]:
-    """The names of the parameters, each name of a tied one."""
-    return frozenset(name for name, _ in model.named_parameters(remove_duplicate=False))
+def parameters_of(state: Mapping[str, object]) -> frozenset[str]:
+    """The names of the parameters in a state dict that `keep_vars`, each name of a tied one."""
+    return frozenset(key for key, value in state.items() if isinstance(value, nn.Parameter))
 
 
-def with_ties(model: nn.Module, entries: list[TargetEntry]) -> list[TargetEntry]:
+def with_ties(ties: Iterable[Iterable[str]], entries: list[TargetEntry]) -> list[TargetEntry]:
     """Where one name of a tied tensor is loaded, its other names are too: it is one tensor."""
     by_key = {one.key: one for one in entries}
-    for tie in tied(model):
+    for tie in ties:
         loaded = next((by_key[key] for key in tie if by_key[key].status in TAKEN), None)
         for key in tie:
             if loaded is not None and by_key[key].status not in TAKEN:
@@ -249,16 +262,15 @@ def with_ties(model: nn.Module, entries: list[TargetEntry]) -> list[TargetEntry]
     return list(by_key.values())
 
 
-def tied(model: nn.Module) -> list[list[str]]:
-    """The names of each tensor that has more than one."""
+def tied(state: Mapping[str, object]) -> list[list[str]]:
+    """The names of each tensor that has more than one, of a state dict that `keep_vars`: else each name has its own object."""
     names: defaultdict[int, list[str]] = defaultdict(list)
-    for key, value in model.state_dict(keep_vars=True).items():
+    for key, value in state.items():
         if isinstance(value, Tensor):
             names[id(value)].append(key)
     return [keys for keys in names.values() if len(keys) > 1]
 
 
-def entries_of(model: nn.Module) -> dict[str, Entry]:
-    """The state dict's tensors (a module's extra state need not be one, and is never transferred)."""
-    state = model.state_dict()
+def entries_of(state: Mapping[str, object]) -> dict[str, Entry]:
+    """The tensors of a state dict (a module's extra state need not be one, and is never transferred)."""
     return {key: Entry(tuple(value.shape), value.dtype) for key, value in state.items() if isinstance(value, Tensor)}

@@ -125,10 +125,10 @@ def _unwrap(work: _Work, targets: Iterable[str]) -> None:
     """Take out the segments that wrappers add, anywhere, unless the model itself has such a segment or it leads to an average."""
     own = {segment for target in targets for segment in target.split(".") if segment in _WRAPPERS}
     for wrapper in _WRAPPERS:
-        if wrapper not in own:
+        wrapped = {key: name for key, name in work.names.items() if wrapper in name}
+        if wrapped and wrapper not in own:
             averages = work.averages
-            names = {key: _without(name, wrapper, averages) for key, name in work.names.items() if wrapper in name}
-            work.step("wrapper", wrapper, names)
+            work.step("wrapper", wrapper, {key: _without(name, wrapper, averages) for key, name in wrapped.items()})
 
 
 def _without(name: str, wrapper: str, averages: Iterable[str]) -> str:

@@ -23,7 +23,6 @@ from core.errors import SpecError, did_you_mean
 from core.events import TransferStep
 from core.hashes import sha256_of
 from core.places import READ
-from core.transfer.tensorfile import DTYPES
 
 POINTER = "/pretrained/source"
 CONTAINER = "/pretrained/container"
@@ -101,10 +100,9 @@ def read_file(source: str, path: Path, shown: str, shapes_only: bool, container:
     if path.suffix == ".safetensors":
         return read_safetensors(source, path, shown, sha256)
     name, state = _state_in(path, shown, container)
-    entries = {key: Entry(tuple(value.shape), value.dtype) for key, value in state.items()}
     steps = (TransferStep(kind="container", detail=name, keys=len(state)),) if name else ()
     versions = getattr(state, "_metadata", None)
-    return Source(source, "torch", entries, lambda: state, sha256, steps=steps, versions=versions, path=path)
+    return Source(source, "torch", _entries(state), lambda: state, sha256, steps=steps, versions=versions, path=path)
 
 
 def check_container(file: str, container: str | None) -> None:
@@ -124,20 +122,21 @@ def _refuse_pointer(path: Path, shown: str) -> None:
 
 
 def read_safetensors(source: str, path: Path, shown: str, sha256: str | None, classes: tuple[str, ...] | None = None) -> Source:
-    """The weights in a safetensors file, whose header alone is read here. Raises SpecError at /pretrained/source."""
+    """The weights in a safetensors file, mapped: its numbers are read when they are used.
+
+    Raises SpecError at /pretrained/source.
+    """
     _refuse_pointer(path, shown)
     try:
         with safe_open(path, framework="pt") as file:
-            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  (it is no dict)
-            entries = {key: Entry(tuple(one.get_shape()), DTYPES.get(one.get_dtype())) for key, one in slices.items()}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no dict)
     except (OSError, SafetensorError) as error:
         raise SpecError.at(POINTER, f"'{shown}' cannot be read as safetensors: {error}") from None
+    return Source(source, "safetensors", _entries(state), lambda: state, sha256, classes, path=path)
 
-    def tensors() -> Mapping[str, Tensor]:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in entries}
 
-    return Source(source, "safetensors", entries, tensors, sha256, classes, path=path)
+def _entries(state: Mapping[str, Tensor]) -> dict[str, Entry]:
+    return {key: Entry(tuple(value.shape), value.dtype) for key, value in state.items()}
 
 
 def load_pickle(path: Path, shown: str, container: str | None = None) -> Mapping[str, Tensor]:

@@ -6,9 +6,9 @@ and a transfer that fails leaves every tensor as it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import get_args
+from typing import TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from core.transfer.advice import advice
 from core.transfer.globs import exclude_of
 from core.transfer.heads import Head
 from core.transfer.loading import load_all_or_nothing
-from core.transfer.matching import TAKEN, UNCOUNTED, Match, check_effects, entries_of, parameter_names, tied, with_ties
+from core.transfer.matching import TAKEN, UNCOUNTED, Match, check_effects, entries_of, parameters_of, tied, with_ties
 from core.transfer.renaming import COUNTER, Names, elements, listed
 from core.transfer.sources import Source, preprocessing_of, read
 from core.transfer.statefiles import dtype_name
@@ -37,6 +37,7 @@ __all__ = [
     "preprocessing_of",
     "read",
 ]
+_Row = TypeVar("_Row", TargetEntry, SourceEntry)
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def plan_transfer(
     """
     match = Match.of(model, source, spec, head, classes, task=task)
     match.check_fits()
-    entries = with_ties(model, [match.target(key) for key in match.targets])
+    entries = with_ties(match.ties, [match.target(key) for key in match.targets])
     check_effects(spec, entries)
     pairs = {one.key: one.source_key for one in entries if one.status in TAKEN and one.source_key is not None}
     used = set(pairs.values())
@@ -82,22 +83,20 @@ def apply_transfer(model: nn.Module, source: Source, plan: TransferPlan) -> None
     """
     tensors = source.tensors()
     known = is_finite(source.sha256)
-    own = model.state_dict()
-    found = {
-        key: plan.adaptations[key].apply(tensors[source_key], own[key].cpu()) if key in plan.adaptations else tensors[source_key]
-        for key, source_key in plan.pairs.items()
-    }
+    own = model.state_dict(keep_vars=True)
+    found = {key: tensors[source_key] for key, source_key in plan.pairs.items()}
+    found |= {key: one.apply(found[key], own[key].detach().cpu()) for key, one in plan.adaptations.items()}
     unknown = {key: one for key, one in found.items() if not (known and tensors[plan.pairs[key]].dtype == own[key].dtype)}
     if fault := _not_finite(source, plan, unknown, own):
         raise TransferError(*fault)
-    for first, *others in tied(model):
+    for first, *others in tied(own):
         for other in (key for key in others if plan.pairs.get(key) != plan.pairs.get(first)):
             if not torch.equal(found[first].to(own[first].dtype), found[other].to(own[first].dtype)):
                 raise TransferError(
                     f"'{first}' and '{other}' are one tensor here, but {source.name} has two that differ for them",
                     "Drop one of them by 'drop' in /pretrained.",
                 )
-    load_all_or_nothing(model, found, _versions(source, plan.pairs))
+    load_all_or_nothing(model, own, found, _versions(source, plan.pairs))
 
 
 def look_through(source: Source, plan: TransferPlan, model: nn.Module) -> bool:
@@ -118,10 +117,11 @@ def look_through(source: Source, plan: TransferPlan, model: nn.Module) -> bool:
 def from_scratch(model: nn.Module, head: Head) -> TransferData:
     """The report of a job without pretrained weights: every entry is missing."""
     reason = "no pretrained weights are named"
-    parameters = parameter_names(model)
+    state = model.state_dict(keep_vars=True)
+    parameters = parameters_of(state)
     entries = [
         TargetEntry(key=key, buffer=key not in parameters, status="missing", shape=list(one.shape), reason=reason)
-        for key, one in entries_of(model).items()
+        for key, one in entries_of(state).items()
     ]
     return _report(None, None, entries, [], head)
 
@@ -182,12 +182,9 @@ def _report(
     body = [one for one in targets if one.key not in head.keys and one.status not in UNCOUNTED]
     total = _count(body).elements
     taken = _count(one for one in body if one.status in TAKEN).elements
-    modules: dict[str, list[TargetEntry]] = {}
-    casts: dict[str, list[TargetEntry]] = {}
-    for one in targets:
-        modules.setdefault(one.key.partition(".")[0], []).append(one)
-        if one.cast is not None:
-            casts.setdefault(one.cast, []).append(one)
+    here, there = _grouped(targets, lambda one: one.status), _grouped(sources, lambda one: one.status)
+    modules = _grouped(targets, lambda one: one.key.partition(".")[0])
+    casts = _grouped((one for one in targets if one.cast is not None), lambda one: str(one.cast))
     return TransferData(
         source=source.name if source else None,
         format=source.format if source else None,
@@ -195,8 +192,8 @@ def _report(
         model=source.model if source else None,
         head=list(head.modules),
         loaded_share=taken / total if total else 1.0,
-        totals={status: _count(one for one in targets if one.status == status) for status in get_args(TargetStatus)},
-        source_totals={status: _count(one for one in sources if one.status == status) for status in get_args(SourceStatus)},
+        totals={status: _count(here.get(status, ())) for status in get_args(TargetStatus)},
+        source_totals={status: _count(there.get(status, ())) for status in get_args(SourceStatus)},
         casts={cast: _count(every) for cast, every in casts.items()},
         modules=[
             ModuleCount(
@@ -211,6 +208,14 @@ def _report(
         targets=targets,
         sources=sources,
     )
+
+
+def _grouped(entries: Iterable[_Row], name: Callable[[_Row], str]) -> dict[str, list[_Row]]:
+    """The entries by their names, in order."""
+    groups: dict[str, list[_Row]] = {}
+    for one in entries:
+        groups.setdefault(name(one), []).append(one)
+    return groups
 
 
 def _count(entries: Iterable[TargetEntry | SourceEntry]) -> Count:

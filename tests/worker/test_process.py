@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -154,16 +155,12 @@ def test_a_job_whose_hint_was_lost_is_found_by_the_poll(host: Host, spec_of: Cal
 
 def test_jobs_run_one_after_the_other_on_one_slot(host: Host, spec_of: Callable[..., dict[str, Any]]) -> None:
     submitted = [host.submit(spec_of("Tiny")) for _ in range(3)]
-    at_once = 0
 
-    def over() -> bool:
-        nonlocal at_once
-        states = [host.state(job) for job in submitted]
-        at_once = max(at_once, states.count("running"))
-        return states == ["succeeded"] * 3
-
-    host.wait(over, 90)
-    assert at_once == 1
+    host.wait(lambda: all(host.state(job) == "succeeded" for job in submitted), 90)
+    with host.database.read() as session:
+        ran = [jobs.get(session, job) for job in submitted]
+    assert [job.started_at for job in ran] == sorted(job.started_at for job in ran)
+    assert all(first.ended_at <= second.started_at for first, second in pairwise(ran))
 
 
 def test_a_running_job_that_is_cancelled_ends(host: Host, spec_of: Callable[..., dict[str, Any]]) -> None:
