@@ -95,6 +95,7 @@ migrations: setup ## Check that the migrations make exactly the tables of store/
 bench: setup ## Measure the loop, the optimizer, augmentation, the transfer of weights, the start of a job, its latencies and the service
 	@$(BIN)/python benchmarks/loop.py
 	@$(BIN)/python benchmarks/optimizer.py
+	@$(BIN)/python benchmarks/heap.py
 	@$(BIN)/python benchmarks/augment.py
 	@$(BIN)/python benchmarks/start.py
 	@$(BIN)/python benchmarks/latency.py

@@ -23,9 +23,10 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from core.data.batches import Loader, Preprocessing, make_loader
+from core.data.batches import Loader, make_loader
 from core.data.datasets import Images, open_dataset
 from core.data.placing import Tier
+from core.data.preprocessing import Preprocessing
 from core.data.tiers import TierName
 from core.places import Places
 from core.resolve import IMAGENET

@@ -23,7 +23,7 @@ from loop import machine
 from core.events import EpochData, Iteration
 from core.places import Places
 from core.spec import JobSpec
-from core.training.loop import fit
+from core.training.job import fit
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "fashion_mnist"
 INPUTS = Path(os.environ.get("GRAFT_INPUTS_DIR", "/usr/share/datasets"))

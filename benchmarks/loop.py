@@ -5,7 +5,7 @@ python benchmarks/loop.py            about a minute on two idle cores
 All three train a ResNet-18 on scikit-learn's digits at 32 px, in batches of 64, from the same seed, with the same threads:
 
   article   a DataLoader over decoded images, an Adam group for each parameter, `loss.item()` and a print per iteration
-  ours      `core.training.loop.fit`: the job as the service runs it, each loss yielded, validated and kept after the epoch
+  ours      `core.training.job.fit`: the job as the service runs it, each loss yielded, validated and kept after the epoch
   bare      tensors in memory, one fused Adam group, no loss ever looked at
 
 They take turns, an iteration each, so that a slow moment of the machine falls on all; the figures are medians. An epoch's first
@@ -31,13 +31,14 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from core.data.batches import Preprocessing, make_loader
+from core.data.batches import make_loader
 from core.data.datasets import open_dataset
+from core.data.preprocessing import Preprocessing
 from core.events import Iteration
 from core.places import Places
 from core.resolve import IMAGENET
 from core.spec import JobSpec
-from core.training.loop import fit
+from core.training.job import fit
 
 TARGET = 0.97
 """Of the bare loop's rate, that ours must reach."""
@@ -125,7 +126,7 @@ def bare_loop(model: nn.Module, images: Tensor, labels: Tensor, epochs: int) -> 
 
 
 def our_loop(epochs: int) -> Iterator[int]:
-    """The whole job through `core.training.loop.fit`, in this process; yields the epoch after each iteration."""
+    """The whole job through `core.training.job.fit`, in this process; yields the epoch after each iteration."""
     spec = JobSpec.model_validate(job_spec(epochs))
     with tempfile.TemporaryDirectory() as directory:
         for event in fit(spec, Places(), Path(directory)):

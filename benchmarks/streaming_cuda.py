@@ -3,7 +3,7 @@
 python benchmarks/streaming_cuda.py                     about a minute; needs a CUDA device
 python benchmarks/streaming_cuda.py resnet50 --size 224
 
-  ours      `core.training.loop.fit`: each loss yielded, brought off the device by the ring of `core.training.readback`
+  ours      `core.training.job.fit`: each loss yielded, brought off the device by the ring of `core.training.readback`
   waiting   tensors on the device, one fused Adam group, `loss.item()` in each iteration
   bare      the same without it: no loss is ever looked at
 
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from core.events import Iteration
 from core.places import Places
 from core.spec import JobSpec
-from core.training.loop import fit
+from core.training.job import fit
 
 TARGET = 0.97
 """Of the bare loop's rate, that ours must reach."""

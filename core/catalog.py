@@ -15,7 +15,7 @@ from core.data.datasets import dataset_sources
 from core.errors import SpecError, did_you_mean
 from core.keywords import keyword_defaults
 from core.loss.losses import loss_table
-from core.optimizer.curves import FORMS
+from core.optimizer.forms import FORMS
 
 REFUSED_OPTIMIZERS = {
     "LBFGS": "evaluates the loss several times a step, which the loop does not do",

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from core.errors import listed
 from core.events import TransferData
 from core.models.norms import of_another_kind
 from core.optimizer.assignment import Group
 from core.spec import JobSpec
-from core.transfer import weights
 from core.transfer.shortfall import shortfall
 
 
@@ -56,7 +56,7 @@ def _transfer_warnings(spec: JobSpec, transfer: TransferData, groups: list[Group
     loaded = {one.key for one in transfer.targets if one.status in ("loaded", "adapted")}
     frozen = [one.name for group in groups if group.freeze and group.until_epoch is None for one in group.members]
     if stuck := [name for name in frozen if name not in loaded]:
-        yield f"frozen at random values, as nothing is loaded into them: {weights.listed(stuck)}"
+        yield f"frozen at random values, as nothing is loaded into them: {listed(stuck)}"
 
 
 def of_ranks(spec: JobSpec, model: nn.Module) -> Iterator[str]:
@@ -65,4 +65,4 @@ def of_ranks(spec: JobSpec, model: nn.Module) -> Iterator[str]:
     if spec.loader.batch_size < gpus:
         yield f"loader.batch_size is that of all {gpus} GPUs together: with {spec.loader.batch_size} some of them have no sample"
     if gpus > 1 and (odd := of_another_kind(model)):
-        yield f"these norms see the samples of one GPU alone, since they are not torch's own: {weights.listed(odd)}"
+        yield f"these norms see the samples of one GPU alone, since they are not torch's own: {listed(odd)}"

@@ -109,6 +109,13 @@ def did_you_mean(name: str, known: Iterable[str], shown: int = 8) -> str:
     return f" Known: {', '.join(names[:shown])}{more}."
 
 
+def listed(names: Iterable[str], shown: int = 5) -> str:
+    """The first few of them, and how many more there are."""
+    every = list(names)
+    more = f" and {len(every) - shown} more" if len(every) > shown else ""
+    return (", ".join(every[:shown]) or "none") + more
+
+
 def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> list[str]:
     """The known name that is most like `name`; else the few that it is a part of (`cosine`, `CosineAnnealingLR`), in any case.
 

@@ -13,8 +13,9 @@ from torch import nn
 from core import cautions
 from core.augmentation import augment
 from core.checks import Faults, check_loss, check_metrics
-from core.data.batches import Preprocessing, batch_bounds, steps_per_epoch
 from core.data.datasets import Dataset, open_dataset
+from core.data.ordering import batch_bounds, steps_per_epoch
+from core.data.preprocessing import Preprocessing
 from core.errors import DataError, SpecError
 from core.events import TransferData
 from core.loss.losses import loss_notes

@@ -14,9 +14,11 @@ from torch.optim import Optimizer
 from core.augmentation import augment
 from core.checks import Faults, check_loss, check_metrics
 from core.data import mixing
-from core.data.batches import Loader, Preprocessing, make_loader, steps_per_epoch
+from core.data.batches import Loader, make_loader
 from core.data.datasets import Dataset, open_dataset
+from core.data.ordering import steps_per_epoch
 from core.data.placing import Tier, choose, room_on
+from core.data.preprocessing import Preprocessing
 from core.errors import SpecError
 from core.events import GroupsData, TransferData
 from core.loss.losses import make_loss

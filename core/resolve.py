@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from core.augmentation import presets
-from core.data.batches import Preprocessing
 from core.data.datasets import Dataset
+from core.data.preprocessing import Preprocessing
 from core.figures import FIGURES, OWN
 from core.loss.losses import resolve_loss
 from core.models.build import size_keyword, takes
-from core.optimizer.curves import PLATEAU
+from core.optimizer.forms import PLATEAU
 from core.places import Places
 from core.spec import JobSpec, ScheduleSpec, Task
 from core.transfer.sources import preprocessing_of

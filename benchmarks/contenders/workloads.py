@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from core.data.batches import Preprocessing, make_loader
+from core.data.batches import make_loader
 from core.data.datasets import open_dataset
+from core.data.preprocessing import Preprocessing
 from core.models.build import build_model
 from core.places import Places
 from core.resolve import IMAGENET
@@ -86,14 +87,14 @@ class Workload:
 
 
 WORKLOADS = (
-    Workload(1, "ResNet-18, all of it, 32 px", "sklearn:digits", 32, "torchvision:resnet18", block=20),
-    Workload(2, "MobileNetV3-Small, all of it, 96 px", "sklearn:digits", 96, "torchvision:mobilenet_v3_small", block=10),
+    Workload(1, "ResNet-18, all of it, 32 px", "sklearn:digits", 32, "torchvision:resnet18", block=10),
+    Workload(2, "MobileNetV3-Small, all of it, 96 px", "sklearn:digits", 96, "torchvision:mobilenet_v3_small", block=8),
     Workload(
         3, "MobileNetV3-Small, its features frozen, 96 px, 10 epochs", "sklearn:digits", 96, "torchvision:mobilenet_v3_small",
         block=26, frozen="features.*", epochs=10,
     ),
     Workload(
         4, "two convolutions on Fashion-MNIST, 28 px", "torchvision:FashionMNIST", 28, "python:two_convolutions:TwoConvolutions",
-        block=40,
+        block=24,
     ),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Batches: the order of samples as a function of (seed, epoch), images decoded once where they fit, changed on the device.
+"""Batches: in the order of their epoch, of images decoded once where they fit, changed on the device.
 
 Images travel and are held as uint8, square, with their own number of channels; only a batch becomes float32. It is augmented
 first, then normalised, then mixed.
@@ -6,8 +6,7 @@ first, then normalised, then mixed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -15,29 +14,13 @@ from torch import Tensor
 from core.augmentation.augment import Pipeline
 from core.data.images import Images
 from core.data.mixing import Batch, Mixing
+from core.data.ordering import batch_bounds, epoch_order, share_of, with_partners
 from core.data.placing import OnCorrupt, Tier, choose, place, room_on, unreadable
+from core.data.preprocessing import Normalise, Preprocessing
 from core.data.tiers import Bounds, Source, TierName
 from core.errors import SpecError
 from core.places import Places
-from core.randomness import generator
-from core.spec import JobSpec, LoaderSpec
-
-Triple = tuple[float, float, float]
-_ORDER = 0  # keys the draw of an epoch's order apart from that of the held-out samples
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How images reach the model: float32 [B, 3, size, size], (x / 255 - mean) / std."""
-
-    size: int
-    mean: Triple
-    std: Triple
-
-    @classmethod
-    def of(cls, size: int, mean: Sequence[float], std: Sequence[float]) -> Preprocessing:
-        """As libraries and files say it: of grey images one value, which is for all three channels."""
-        return cls(int(size), _triple(mean), _triple(std))
+from core.spec import LoaderSpec
 
 
 class Loader:
@@ -103,7 +86,7 @@ class Loader:
         """
         order, bounds, whole = self._shares(epoch, start, step, rank, ranks)
         if self._mixing and ranks > 1:
-            order, bounds = _with_partners(order, whole, bounds)
+            order, bounds = with_partners(order, whole, bounds)
         on_device = order.to(self.labels.device)
         pieces = self._source.batches(order, bounds)
         for (first, last), (begin, end), (pixels, lost) in zip(bounds, whole, pieces, strict=True):
@@ -174,7 +157,7 @@ class Loader:
         """The order of an epoch, and where in it a rank's shares of its batches are, and these themselves."""
         order, bounds = self._readable(epoch)
         whole = [(first, last) for first, last in bounds[start::step] if self._train or first < last]
-        return order, [_share(first, last, rank, ranks) for first, last in whole], whole
+        return order, [share_of(first, last, rank, ranks) for first, last in whole], whole
 
     def _all_but_known(self, lost: Mapping[int, str], asked: Tensor) -> None:
         """Raise DataError where some of what was `asked` for could not be read, and nobody knew of that."""
@@ -227,49 +210,6 @@ def make_loader(
     return loader
 
 
-def epoch_order(samples: int, seed: int | None, epoch: int) -> Tensor:
-    """The indices of a split in the order of an epoch, int64 [N]: a function of (seed, epoch); None leaves them as they are."""
-    if seed is None:
-        return torch.arange(samples)
-    return torch.randperm(samples, generator=generator(seed, _ORDER, epoch))
-
-
-def steps_per_epoch(samples: int, spec: JobSpec) -> int:
-    """Optimizer steps of a training epoch, the last one of fewer batches where they do not divide; 0 where there is no batch."""
-    return -(-len(batch_bounds(samples, spec.loader)) // spec.training.accumulate)
-
-
-def batch_bounds(samples: int, spec: LoaderSpec) -> Bounds:
-    """Where each batch begins and ends in the epoch's order.
-
-    The last, ragged one is kept unless `drop_last`; a lone last sample joins the batch before it, for BatchNorm cannot train
-    on one.
-    """
-    size = spec.batch_size
-    bounds = [(first, min(first + size, samples)) for first in range(0, samples, size)]
-    ragged = samples % size
-    if ragged and spec.drop_last:
-        bounds.pop()
-    elif ragged == 1 and len(bounds) > 1:
-        bounds[-2:] = [(bounds[-2][0], samples)]
-    return bounds
-
-
-def _share(first: int, last: int, rank: int, ranks: int) -> tuple[int, int]:
-    """Which part of a batch is a rank's: consecutive samples, their numbers alike to one."""
-    samples = last - first
-    return first + samples * rank // ranks, first + samples * (rank + 1) // ranks
-
-
-def _with_partners(order: Tensor, whole: Bounds, shares: Bounds) -> tuple[Tensor, Bounds]:
-    """The samples of a rank's shares, in each those that mirror them in the whole batch after them, and where each begins."""
-    pieces, bounds, end = [order[:0]], [], 0
-    for (first, last), (begin, stop) in zip(whole, shares, strict=True):
-        pieces += [order[begin:stop], order[first + last - stop : first + last - begin].flip(0)]
-        bounds.append((end, end := end + 2 * (stop - begin)))
-    return torch.cat(pieces), bounds
-
-
 def _mixed(mixing: Mixing, batch: Batch, epoch: int, samples: Tensor, *, alone: bool) -> Batch:
     """Of one rank of several a batch has the samples of its share first, then their partners."""
     images, labels = batch
@@ -277,27 +217,3 @@ def _mixed(mixing: Mixing, batch: Batch, epoch: int, samples: Tensor, *, alone: 
         return mixing(batch, (images.flip(0), labels.flip(0)), epoch, samples)
     own = len(samples) // 2
     return mixing((images[:own], labels[:own]), (images[own:], labels[own:]), epoch, samples[:own])
-
-
-class Normalise:
-    """uint8, or floats from 0 to 1, [B, 1 or 3, S, S] to float32 [B, 3, S, S]; grey becomes three equal channels.
-
-    One fused multiply-add.
-    """
-
-    def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
-        mean = torch.tensor(preprocessing.mean, dtype=torch.float64)
-        std = torch.tensor(preprocessing.std, dtype=torch.float64)
-        self._scale = (1 / (255 * std)).view(1, 3, 1, 1).to(torch.float32).to(device)
-        self._unit_scale = (1 / std).view(1, 3, 1, 1).to(torch.float32).to(device)
-        self._shift = (-mean / std).view(1, 3, 1, 1).to(torch.float32).to(device)
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """A new tensor."""
-        scale = self._scale if pixels.dtype == torch.uint8 else self._unit_scale
-        return torch.addcmul(self._shift, pixels.to(torch.float32), scale)
-
-
-def _triple(values: Sequence[float]) -> Triple:
-    red, green, blue = (float(value) for value in ([*values] * 3 if len(values) == 1 else values))
-    return red, green, blue

@@ -7,9 +7,9 @@ from typing import Any
 from pydantic import BaseModel
 from torch import Tensor
 
-from core.data.batches import batch_bounds, epoch_order
 from core.data.datasets import Dataset, open_dataset
 from core.data.images import sendable
+from core.data.ordering import batch_bounds, epoch_order
 from core.errors import DataError, SpecError
 from core.events import Figure, shortest
 from core.places import Places

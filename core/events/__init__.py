@@ -1,6 +1,6 @@
 """The typed events: the one schema of a job's log. Imports no torch.
 
-A job is what its log says. `core.training.loop` yields `(step, data)`; the service stores them in order, with a `seq`. `step` is
+A job is what its log says. `core.training.job` yields `(step, data)`; the service stores them in order, with a `seq`. `step` is
 the number of optimizer steps completed when the event happened.
 """
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from core.data.batches import epoch_order
 from core.data.datasets import Dataset
 from core.data.forensics import step_windows
+from core.data.ordering import epoch_order
 from core.data.targets import Converting, Form
 from core.errors import Fault, SpecError, did_you_mean, pointer_of
 from core.keywords import check_keywords, keyword_defaults, tensor_keywords

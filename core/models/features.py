@@ -59,6 +59,7 @@ class Backbone:
         self._model = model
         self._runs = runs
         self._forgotten = False
+        self._quick: fx.GraphModule | None = None
         self._frozen = list(made.before.parameters())
         # One without parameters stands still with what is around it, which may be of the rest.
         self._norms = [one for one in made.before.modules() if isinstance(one, _NormBase)]
@@ -86,16 +87,16 @@ class Backbone:
     def recall(self) -> None:
         """The job stands at a checkpoint again, as a new one would: whether it holds is seen anew."""
         self._forgotten = False
+        self._quick = None
 
     @torch.no_grad()
     def of(self, loader: Loader) -> list[Tensor]:
         """The features of a whole split, in the order of its samples: tensors [N, …] on the device."""
         made: list[Tensor] = []
         first = 0
-        before: fx.GraphModule | None = None
         for images in loader.straight(_CHUNK):
-            before = before or self._before(images[:_FEW])
-            parts = self._runs(images, before)
+            self._quick = self._quick or self._before(images[:_FEW])
+            parts = self._runs(images, self._quick)
             if not made:
                 made = [one.new_empty([loader.split, *one.shape[1:]]) for one in parts]
             for whole, part in zip(made, parts, strict=True):

@@ -8,7 +8,7 @@ modules in frozen ground that have such buffers, and all norms there, get a `tra
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -42,7 +42,7 @@ def freeze(model: nn.Module, groups: Iterable[Freezes], epoch: int) -> None:
             one.tensor.requires_grad_(one.trainable and not frozen)
             if frozen:
                 one.tensor.grad = None  # one from before would move it
-    for module, frozen in _ground(model, inherited=False):
+    for module, frozen in _ground(model, dict(_trains(model)), inherited=False):
         if frozen and (is_norm(module) or next(module.buffers(recurse=False), None) is not None):
             module.__dict__["train"] = partial(_stay_in_eval, module)
             module.training = False
@@ -63,14 +63,27 @@ def _is_held(module: nn.Module) -> bool:
     return isinstance(held, partial) and held.func is _stay_in_eval
 
 
-def _ground(module: nn.Module, *, inherited: bool) -> Iterator[tuple[nn.Module, bool]]:
+def _ground(module: nn.Module, trains: Mapping[nn.Module, bool | None], *, inherited: bool) -> Iterator[tuple[nn.Module, bool]]:
     """Each module below, with whether it stands in frozen ground.
 
     Its own parameters say so; where it has none, those of the modules in it; where these have none either (a norm without an
     affine part), the module around it.
     """
-    own = list(module.parameters(recurse=False)) or list(module.parameters())
-    frozen = not any(one.requires_grad for one in own) if own else inherited
+    own = [one.requires_grad for one in module.parameters(recurse=False)]
+    below = any(own) if own else trains[module]
+    frozen = inherited if below is None else not below
     yield module, frozen
     for child in module.children():
-        yield from _ground(child, inherited=frozen)
+        yield from _ground(child, trains, inherited=frozen)
+
+
+def _trains(module: nn.Module) -> Iterator[tuple[nn.Module, bool | None]]:
+    """Each module, the innermost first, with whether a parameter of it, or below it, trains; None: it has none."""
+    known = [one.requires_grad for one in module.parameters(recurse=False)]
+    for child in module.children():
+        found = None
+        for found in _trains(child):
+            yield found
+        if found is not None and found[1] is not None:
+            known.append(found[1])
+    yield module, any(known) if known else None

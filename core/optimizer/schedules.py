@@ -26,7 +26,8 @@ from core.events import Figure, number
 from core.figures import better
 from core.keywords import check_keywords
 from core.optimizer.assignment import Group
-from core.optimizer.curves import PLATEAU, Curve
+from core.optimizer.curves import Curve
+from core.optimizer.forms import PLATEAU
 from core.optimizer.hyperparameters import as_torch
 from core.spec import JobSpec, OptimizerSpec, ScheduleSpec
 

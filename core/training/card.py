@@ -30,7 +30,7 @@ def model_card(job: Prepared, progress: Progress, figures: Mapping[str, Figure],
         "architecture": {"name": spec.name, **constructor_keywords(spec, len(job.dataset.classes))},
         "task": job.dataset.task,
         "classes": list(job.dataset.classes),
-        "preprocessing": {  # what `core.data.tiers.fit` and `core.data.batches.Normalise` do; the page's own test compares
+        "preprocessing": {  # what `core.data.tiers.fit` and `core.data.preprocessing.Normalise` do; the page's own test compares
             "mode": "L" if job.dataset.channels == 1 else "RGB",
             "crop": "central square",
             "size": job.preprocessing.size,

@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate
 
 from core.events import Adapter
 from core.transfer import windows
-from core.transfer.statefiles import Entry
+from core.transfer.entries import Entry
 
 Grid = tuple[int, int]
 """Rows and columns of patches."""
@@ -74,12 +74,15 @@ class Place:
         return next(self.owners)
 
 
-def places_of(model: nn.Module, entries: Mapping[str, Entry]) -> dict[str, Place]:
-    """Each entry of the model's state dict. The model may be on the meta device."""
-    modules = dict(model.named_modules(remove_duplicate=False))
+def stem_of(modules: Mapping[str, nn.Module]) -> str | None:
+    """The key of the first convolution's weight: what images come to."""
     first = next((name for name, module in modules.items() if isinstance(module, nn.Conv2d)), None)
-    stem = "weight" if first == "" else f"{first}.weight"
-    return {key: Place(key, entry, modules, key == stem) for key, entry in entries.items()}
+    return None if first is None else f"{first}.weight".removeprefix(".")
+
+
+def may_adapt(key: str, stem: str | None) -> bool:
+    """Whether any adapter is for entries of that name: most of a model's need not be looked at."""
+    return key == stem or key.rpartition(".")[2] in _BY_NAME
 
 
 def adapt(place: Place, there: Entry, known: Known) -> Adaptation | None:

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 
 from core.errors import SpecError
 from core.spec import PretrainedSpec
-from core.transfer.renaming import Names, elements, rename
-from core.transfer.statefiles import Entry
+from core.transfer.entries import Entry, elements
+from core.transfer.names import Names
+from core.transfer.renaming import rename
 
 Rule = tuple[str, str]
 _ROUNDS = 4

@@ -10,7 +10,7 @@ import torch
 from core.errors import Fault, SpecError, did_you_mean, pointer_of
 from core.spec import PretrainedSpec, Task
 from core.transfer.adapters import Adaptation
-from core.transfer.statefiles import Entry, misfit
+from core.transfer.entries import Entry, misfit
 
 NO_HEAD = "the model does not take num_classes, so its head is not known"
 _POINTER = "/pretrained/head"

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import fnmatch
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from core.errors import Fault, SpecError, pointer_of
+from core.errors import Fault, SpecError, listed, pointer_of
 from core.events import SourceEntry, SourceStatus, TargetEntry
 from core.globs import near_glob
 from core.spec import PretrainedSpec, Task
-from core.transfer.adapters import Adaptation, Known, Place, adapt, places_of
+from core.transfer.adapters import Adaptation, Known, Place, adapt, may_adapt, stem_of
+from core.transfer.entries import COUNTER, Entry, Source, alike, dtype_name, elements, entries_of, misfit, parameters_of, tied
 from core.transfer.globs import exclude_of
 from core.transfer.heads import NO_HEAD, Head, Rows, check_kept, head_rows, rows_of, why_anew
-from core.transfer.renaming import COUNTER, Names, elements, listed, rename
-from core.transfer.statefiles import Entry, Source, alike, dtype_name, misfit
+from core.transfer.names import Names
+from core.transfer.renaming import rename
 from core.transfer.windows import BIASES, beside, is_computed, pairs_beside
 
 TAKEN = ("loaded", "adapted")
@@ -35,7 +35,9 @@ class Match:
     targets: Mapping[str, Entry]
     parameters: frozenset[str]
     ties: Sequence[Sequence[str]]
-    places: Mapping[str, Place]
+    modules: Mapping[str, nn.Module]
+    stem: str | None
+    """The weight of the model's first convolution, by its key."""
     source: Source
     names: Names
     spec: PretrainedSpec
@@ -56,6 +58,7 @@ class Match:
         state = model.state_dict(keep_vars=True)
         targets = entries_of(state)
         ties = tied(state)
+        modules = dict(model.named_modules(remove_duplicate=False))
         names = rename(source.entries, spec, targets)
         pairs = {
             key: (here, source.entries[names.source_of[key]] if key in names.source_of else None)
@@ -72,7 +75,8 @@ class Match:
             targets=targets,
             parameters=parameters_of(state),
             ties=ties,
-            places=places_of(model, targets),
+            modules=modules,
+            stem=stem_of(modules),
             source=source,
             names=names,
             spec=spec,
@@ -124,7 +128,10 @@ class Match:
             return None
         if key in self.head.keys:
             return head_rows(here, there, self.rows) if self.rows else None
-        return adapt(self.places[key], there, Known(self.spec.grid, pairs_beside(source_key, self.source.entries)))
+        if not may_adapt(key, self.stem):
+            return None
+        place = Place(key, here, self.modules, key == self.stem)
+        return adapt(place, there, Known(self.spec.grid, pairs_beside(source_key, self.source.entries)))
 
     def _is_own(self, key: str) -> bool:
         """Whether an entry that follows from the model's windows stays: the source has none, or that of another window.
@@ -246,11 +253,6 @@ def check_effects(spec: PretrainedSpec, entries: Iterable[TargetEntry]) -> None:
         )
 
 
-def parameters_of(state: Mapping[str, object]) -> frozenset[str]:
-    """The names of the parameters in a state dict that `keep_vars`, each name of a tied one."""
-    return frozenset(key for key, value in state.items() if isinstance(value, nn.Parameter))
-
-
 def with_ties(ties: Iterable[Iterable[str]], entries: list[TargetEntry]) -> list[TargetEntry]:
     """Where one name of a tied tensor is loaded, its other names are too: it is one tensor."""
     by_key = {one.key: one for one in entries}
@@ -260,17 +262,3 @@ def with_ties(ties: Iterable[Iterable[str]], entries: list[TargetEntry]) -> list
             if loaded is not None and by_key[key].status not in TAKEN:
                 by_key[key] = loaded.model_copy(update={"key": key, "reason": f"tied to '{loaded.key}'"})
     return list(by_key.values())
-
-
-def tied(state: Mapping[str, object]) -> list[list[str]]:
-    """The names of each tensor that has more than one, of a state dict that `keep_vars`: else each name has its own object."""
-    names: defaultdict[int, list[str]] = defaultdict(list)
-    for key, value in state.items():
-        if isinstance(value, Tensor):
-            names[id(value)].append(key)
-    return [keys for keys in names.values() if len(keys) > 1]
-
-
-def entries_of(state: Mapping[str, object]) -> dict[str, Entry]:
-    """The tensors of a state dict (a module's extra state need not be one, and is never transferred)."""
-    return {key: Entry(tuple(value.shape), value.dtype) for key, value in state.items() if isinstance(value, Tensor)}

@@ -15,10 +15,11 @@ from torchvision.models import WeightsEnum
 
 from core import timm_models
 from core.catalog import model_names
-from core.data.batches import Preprocessing
+from core.data.preprocessing import Preprocessing
 from core.errors import SpecError, TransferError, did_you_mean
 from core.places import PinnedWeights
-from core.transfer.statefiles import POINTER, load_pickle, load_tensors
+from core.transfer.entries import POINTER
+from core.transfer.statefiles import load_pickle, load_tensors
 
 SCHEMES = ("torchvision", "timm")
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from core.errors import listed
 from core.events import TransferData
+from core.transfer.entries import elements
 from core.transfer.matching import TAKEN, UNCOUNTED
-from core.transfer.renaming import elements, listed
 
 _MOSTLY = 0.95
 """Of the elements outside the head; less is rarely meant where the source is of the same model."""

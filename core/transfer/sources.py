@@ -11,16 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from core.data.batches import Preprocessing
+from core.data.preprocessing import Preprocessing
 from core.errors import SpecError, TransferError
 from core.events import TransferStep
 from core.hashes import remember, remember_finite, sha256_of, stamp_of
 from core.places import PinnedWeights, Places
 from core.shapes import shapes_of
+from core.transfer.containers import CONTAINER, check_container
+from core.transfer.entries import POINTER, Source, entries_of
 from core.transfer.published import SCHEMES, Published, published
-from core.transfer.statefiles import CONTAINER, POINTER, Entry, Source, check_container, look_into, read_file, read_safetensors
-
-__all__ = ["Entry", "Source", "is_here", "pin", "preprocessing_of", "read"]
+from core.transfer.statefiles import look_into, read_file, read_safetensors
 
 _FORMS = "torchvision:NAME/WEIGHTS, timm:NAME, file:PATH, job:ID, https://HOST/PATH or hf:ORG/REPO"
 
@@ -90,7 +90,7 @@ def _read_published(source: str, places: Places, shapes_only: bool, container: s
     if path is not None and shapes_only:
         look_into(path, path.name, container)
     state = shapes_of(official.build).state_dict()
-    entries = {key: Entry(tuple(value.shape), value.dtype) for key, value in state.items()}
+    entries = entries_of(state)
     steps = () if container is None else (TransferStep(kind="container", detail=container, keys=len(entries)),)
     if path is None or shapes_only:
         return Source(source, official.library, entries, dict, classes=official.classes, steps=steps)

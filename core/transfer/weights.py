@@ -13,25 +13,24 @@ from typing import TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
-from core.errors import SpecError, TransferError
+from core.errors import SpecError, TransferError, listed
 from core.events import Count, ModuleCount, SourceEntry, SourceStatus, TargetEntry, TargetStatus, TransferData
 from core.hashes import is_finite
 from core.spec import PretrainedSpec, Task
 from core.transfer.adapters import Adaptation
 from core.transfer.advice import advice
+from core.transfer.entries import COUNTER, Source, dtype_name, elements, entries_of, parameters_of, tied
 from core.transfer.globs import exclude_of
 from core.transfer.heads import Head
 from core.transfer.loading import load_all_or_nothing
-from core.transfer.matching import TAKEN, UNCOUNTED, Match, check_effects, entries_of, parameters_of, tied, with_ties
-from core.transfer.renaming import COUNTER, Names, elements, listed
-from core.transfer.sources import Source, preprocessing_of, read
-from core.transfer.statefiles import dtype_name
+from core.transfer.matching import TAKEN, UNCOUNTED, Match, check_effects, with_ties
+from core.transfer.names import Names
+from core.transfer.sources import preprocessing_of, read
 
 __all__ = [
     "TransferPlan",
     "apply_transfer",
     "from_scratch",
-    "listed",
     "look_through",
     "plan_transfer",
     "preprocessing_of",

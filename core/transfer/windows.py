@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from torch import Tensor, cat
 from torch.nn.functional import interpolate
 
-from core.transfer.statefiles import Entry
+from core.transfer.entries import Entry
 
 Window = tuple[int, int]
 """Rows and columns of patches."""

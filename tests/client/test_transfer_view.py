@@ -11,8 +11,8 @@ from torchvision.models import resnet152
 from client.transfer import quantity, transfer_view
 from core.shapes import shapes_of
 from core.spec import PretrainedSpec
+from core.transfer.entries import Entry, Source
 from core.transfer.heads import Head
-from core.transfer.statefiles import Entry, Source
 from core.transfer.weights import plan_transfer
 
 Row = dict[str, Any]

@@ -13,8 +13,8 @@ from core.errors import SpecError
 from core.events import TransferData
 from core.places import Places
 from core.spec import JobSpec, PretrainedSpec
+from core.transfer.entries import Entry, Source
 from core.transfer.heads import Head
-from core.transfer.statefiles import Entry, Source
 from core.transfer.weights import apply_transfer, plan_transfer
 
 torch.set_num_threads(1)  # small tensors: threads cost more than they give, and other tests want the cores

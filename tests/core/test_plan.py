@@ -22,7 +22,7 @@ from core.plan import plan, plan_request
 from core.prepare import prepare
 from core.spec import JobSpec
 from core.training.evaluation import evaluate
-from core.training.loop import fit
+from core.training.job import fit
 
 DIGITS = {"dataset": {"source": "sklearn:digits"}, "model": {"name": "torchvision:resnet18"}}
 

@@ -15,9 +15,9 @@ from core.errors import TrainingError
 from core.events import AdjustedData, CheckpointData, Data, EpochData, Iteration, LeftOutData, LogData, RewoundData
 from core.places import Places
 from core.spec import JobSpec, Task
+from core.training.distributed import join
 from core.training.evaluation import evaluate
-from core.training.loop import fit
-from core.training.ranks import join
+from core.training.job import fit
 
 
 class Plain(nn.Sequential):

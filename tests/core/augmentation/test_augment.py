@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from core.augmentation import augment, presets, transforms
-from core.data.batches import Loader, Preprocessing, make_loader
+from core.data.batches import Loader, make_loader
 from core.data.images import ArrayImages
+from core.data.preprocessing import Preprocessing
 from core.errors import SpecError
 from core.places import Places
 from core.plan import plan

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as transforms
 
-from core.data.batches import Normalise, Preprocessing, batch_bounds, make_loader, steps_per_epoch
+from core.data.batches import make_loader
 from core.data.images import ArrayImages
+from core.data.ordering import batch_bounds, steps_per_epoch
+from core.data.preprocessing import Normalise, Preprocessing
 from core.data.tiers import fit
 from core.errors import SpecError
 from core.spec import JobSpec, LoaderSpec

@@ -11,7 +11,7 @@ from core.data.forensics import samples_of, samples_request, step_windows
 from core.errors import SpecError
 from core.events import Iteration
 from core.spec import LoaderSpec
-from core.training import loop
+from core.training.job import fit
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_the_samples_of_each_step_are_those_that_were_read_for_it(tiny_spec, pla
     spec = tiny_spec(epochs=2, loader=loader)
     dataset = open_dataset(spec.dataset, places, spec.training.seed)
     taken: list[list[int]] = []
-    for event in loop.fit(spec, places.model_copy(update={"resident_bytes": 0}), tmp_path / "job"):
+    for event in fit(spec, places.model_copy(update={"resident_bytes": 0}), tmp_path / "job"):
         if isinstance(event, Iteration):
             taken.append(read[-1])
         elif event[1].kind == "checkpoint":

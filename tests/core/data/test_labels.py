@@ -21,7 +21,7 @@ from core.places import Places
 from core.plan import plan
 from core.spec import DatasetSpec, JobSpec
 from core.training.checkpoints import load
-from core.training.loop import fit
+from core.training.job import fit
 
 Write = Callable[..., Path]
 

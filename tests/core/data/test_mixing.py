@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from core.data import mixing
-from core.data.batches import Loader, Preprocessing
+from core.data.batches import Loader
 from core.data.datasets import open_dataset
 from core.data.mixing import Mixing, beta, rectangle
+from core.data.preprocessing import Preprocessing
 from core.data.tiers import Resident
 from core.errors import SpecError
 from core.events import CheckpointData, Iteration
@@ -25,7 +26,7 @@ from core.places import Places
 from core.plan import plan
 from core.prepare import prepare
 from core.spec import JobSpec, TrainingSpec
-from core.training.loop import fit
+from core.training.job import fit
 
 NUMBERED = torch.arange(13, dtype=torch.uint8).view(13, 1, 1, 1).expand(13, 1, 8, 8).contiguous()
 AS_IS = Preprocessing(8, (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))  # a pixel is its sample's number

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from core.data import placing
-from core.data.batches import Preprocessing, make_loader
+from core.data.batches import make_loader
 from core.data.datasets import open_dataset
 from core.data.images import ArrayImages, FileImages
 from core.data.placing import Room, Tier, choose, room_on
+from core.data.preprocessing import Preprocessing
 from core.data.tiers import processes
 from core.errors import DataError
 from core.events import EpochData, Iteration, LeftOutData, LogData
@@ -22,8 +23,8 @@ from core.models.features import Featured
 from core.plan import plan
 from core.prepare import prepare
 from core.spec import DatasetSpec, LoaderSpec
+from core.training.job import fit
 from core.training.left_out import Listing, agree, check
-from core.training.loop import fit
 from core.training.ranks import Ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12, of workers

@@ -20,7 +20,7 @@ from core.places import Places
 from core.plan import plan
 from core.prepare import prepare
 from core.spec import GroupSpec, JobSpec, ModelSpec, OptimizerSpec
-from core.training.loop import fit
+from core.training.job import fit
 
 HEAD_ALONE = {"name": "Adam", "lr": 1e-2, "groups": [{"name": "body", "params": "0.*", "freeze": True},
                                                      {"name": "norm", "params": "1.*", "freeze": True}]}  # fmt: skip

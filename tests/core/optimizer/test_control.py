@@ -23,7 +23,8 @@ from core.optimizer.groups import build_optimizer, learning_rates
 from core.optimizer.schedules import assign, set_rates
 from core.places import Places
 from core.spec import JobSpec, OptimizerSpec, ScheduleSpec
-from core.training.loop import fit, train_fn
+from core.training.job import fit
+from core.training.loop import train_fn
 
 CPU = torch.device("cpu")
 PARTS = [{"name": "stem", "params": ["stem.*", "norm.*"]}, {"name": "head", "params": "fc.*"}]

@@ -16,7 +16,8 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from core.catalog import schedule_defaults
-from core.optimizer.curves import FORMS, PLATEAU, Curve
+from core.optimizer.curves import Curve
+from core.optimizer.forms import FORMS, PLATEAU
 from core.spec import ScheduleSpec
 
 STEPS = 60

@@ -21,7 +21,7 @@ from core.optimizer.groups import build_optimizer
 from core.places import Places
 from core.plan import plan
 from core.spec import JobSpec, OptimizerSpec
-from core.training.loop import fit
+from core.training.job import fit
 
 CPU = torch.device("cpu")
 

@@ -16,7 +16,8 @@ from torch.optim import lr_scheduler
 from core.catalog import catalog_request, schedule_defaults
 from core.errors import SpecError
 from core.events import EpochData, Iteration
-from core.optimizer.curves import FORMS, Curve
+from core.optimizer.curves import Curve
+from core.optimizer.forms import FORMS
 from core.optimizer.schedules import set_rates
 from core.places import Places
 from core.plan import plan
@@ -24,7 +25,7 @@ from core.planned import Plan
 from core.prepare import prepare
 from core.spec import JobSpec
 from core.training.evaluation import evaluate
-from core.training.loop import fit
+from core.training.job import fit
 
 Spec = Callable[..., JobSpec]
 EPOCHS, PER_EPOCH = 4, 7

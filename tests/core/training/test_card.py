@@ -15,7 +15,7 @@ from PIL import Image
 from core.models.build import constructor_keywords
 from core.prepare import prepare
 from core.training import checkpoints
-from core.training.loop import fit
+from core.training.job import fit
 from core.training.progress import Progress
 
 PAGE = Path(__file__).parents[3] / "docs/weights.md"

@@ -24,7 +24,7 @@ from core.models.build import build_model
 from core.prepare import prepare
 from core.training import checkpoints
 from core.training.checkpoints import CheckpointError, Progress, Tally
-from core.training.loop import fit
+from core.training.job import fit
 from core.transfer.tensorfile import sha256_of, write_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12, of fork

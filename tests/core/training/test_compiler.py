@@ -11,7 +11,7 @@ from core.places import Places
 from core.plan import plan
 from core.spec import JobSpec
 from core.training import compiler
-from core.training.loop import fit
+from core.training.job import fit
 
 TWO_LAYERS = """
 from torch import nn

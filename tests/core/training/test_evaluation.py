@@ -18,8 +18,10 @@ from core.events import EpochData, EvaluationData, Iteration, RewoundData, RuleD
 from core.plan import plan
 from core.prepare import prepare
 from core.spec import EarlyStoppingSpec
-from core.training import evaluation, loop
-from core.training.evaluation import Evaluation, evaluate, per_sample
+from core.training import tallies
+from core.training.evaluation import Evaluation, evaluate
+from core.training.hardest import per_sample
+from core.training.job import fit
 from core.training.stopping import stopped
 
 
@@ -144,7 +146,7 @@ def test_the_confusion_matrix_is_every_pair_that_there_was_the_most_frequent_fir
     assert columns.correct == [pairs.count((one, one)) for one in range(6)]
     supported, predicted = ([column.count(one) for one in range(6)] for column in zip(*pairs, strict=True))
     assert (columns.support, columns.predicted) == (supported, predicted)
-    monkeypatch.setattr(evaluation, "MOST_CONFUSED", 4)
+    monkeypatch.setattr(tallies, "MOST_CONFUSED", 4)
     cut = found(outputs, targets, nn.CrossEntropyLoss()).detail
     assert (cut.confused, cut.left_out) == ((detail.confused or [])[:4], sum(sorted(confused.values())[:-4]))
 
@@ -250,12 +252,12 @@ def test_a_job_that_stops_early_ends_with_a_checkpoint_and_says_why_also_once_mo
         checkpoint={"every": {"steps": 40}},
         loader={"batch_size": 400},
     )
-    events = list(loop.fit(spec, places, tmp_path / "job"))
+    events = list(fit(spec, places, tmp_path / "job"))
     story = [event[1].kind for event in events if not isinstance(event, Iteration)]
     assert story[2:] == ["epoch", "evaluation", "checkpoint", "epoch", "evaluation", "rule", "checkpoint"]
     (step, rule), (_, saved) = events[-2:]
     assert (step, rule.rule, rule.action, saved.step, saved.epoch) == (10, "early_stopping", "stop", 10, 1)
-    again = list(loop.fit(spec, places, tmp_path / "job", resume=[tmp_path / "job/10"]))
+    again = list(fit(spec, places, tmp_path / "job", resume=[tmp_path / "job/10"]))
     assert [event[1].kind for event in again] == ["transfer", "groups", "rewound"]
     assert isinstance(again[-1][1], RewoundData)
     assert [event[1].epoch for event in events if not isinstance(event, Iteration) and isinstance(event[1], EpochData)] == [0, 1]

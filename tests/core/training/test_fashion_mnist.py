@@ -13,7 +13,7 @@ import pytest
 from core.events import EpochData, Iteration
 from core.places import Places
 from core.spec import JobSpec
-from core.training.loop import fit
+from core.training.job import fit
 
 pytestmark = [pytest.mark.fashion, pytest.mark.slow]  # 12,000 images through 5 by 5 convolutions and back
 

@@ -13,7 +13,9 @@ from core.events import CheckpointData, Iteration
 from core.places import Places
 from core.prepare import prepare
 from core.spec import JobSpec
-from core.training.loop import evaluate, fit, train_fn
+from core.training.evaluation import evaluate
+from core.training.job import fit
+from core.training.loop import train_fn
 
 CPU = torch.device("cpu")
 Spec = Callable[..., JobSpec]

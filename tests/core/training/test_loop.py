@@ -16,6 +16,7 @@ from core.models.outputs import logits_of, loss_of
 from core.prepare import prepare
 from core.training import loop
 from core.training.evaluation import evaluate
+from core.training.job import fit
 from core.training.readback import Readback
 
 CPU = torch.device("cpu")
@@ -126,7 +127,7 @@ def test_evaluate_gives_the_mean_loss_and_the_share_that_is_right(batches, parts
 def test_validation_leaves_no_trace_in_training(tiny_spec, places, tmp_path):
     """Two epochs with validation and checkpoints between them are two epochs without, bit for bit: shuffled, with dropout."""
     spec = tiny_spec(epochs=2)
-    losses = [event.loss for event in loop.fit(spec, places, tmp_path / "job") if isinstance(event, Iteration)]
+    losses = [event.loss for event in fit(spec, places, tmp_path / "job") if isinstance(event, Iteration)]
     job = prepare(spec, places, CPU)
     without = []
     for epoch in range(2):
@@ -160,7 +161,7 @@ def test_what_is_no_logits_is_refused_by_its_type():
 
 
 def test_a_job_tells_its_story_in_order_and_learns(tiny_spec, places, tmp_path):
-    events = list(loop.fit(tiny_spec(epochs=4), places, tmp_path / "job"))
+    events = list(fit(tiny_spec(epochs=4), places, tmp_path / "job"))
     iterations = [event for event in events if isinstance(event, Iteration)]
     assert [iteration.step for iteration in iterations] == list(range(104))
     assert [iteration.epoch for iteration in iterations] == [step // 26 for step in range(104)]
@@ -178,7 +179,7 @@ def test_the_best_checkpoint_so_far_is_marked_by_the_metric_of_the_spec(tiny_spe
         spec = tiny_spec(epochs=3, optimizer={"name": "SGD", "lr": 1.5}, checkpoint={"metric": metric})
         saved = [
             e[1]
-            for e in loop.fit(spec, places, tmp_path / metric)
+            for e in fit(spec, places, tmp_path / metric)
             if isinstance(e, tuple) and len(e) == 2 and e[1].kind == "checkpoint"
         ]
         values = [sign * data.figures[metric] for data in saved]
@@ -186,7 +187,7 @@ def test_the_best_checkpoint_so_far_is_marked_by_the_metric_of_the_spec(tiny_spe
 
 
 def test_to_stop_a_job_is_to_close_it(tiny_spec, places, tmp_path):
-    job = loop.fit(tiny_spec(epochs=100), places, tmp_path / "job")
+    job = fit(tiny_spec(epochs=100), places, tmp_path / "job")
     steps = [event.step for event in (next(job) for _ in range(12)) if isinstance(event, Iteration)]
     assert steps == list(range(10))
     job.close()
@@ -200,11 +201,11 @@ def test_to_stop_a_job_is_to_close_it(tiny_spec, places, tmp_path):
 def test_a_closed_job_leaves_no_process_behind(tiny_spec, places, tmp_path):
     streaming = places.model_copy(update={"resident_bytes": 0})
     before = set(multiprocessing.active_children())
-    job = loop.fit(tiny_spec(loader={"batch_size": 64, "workers": 2}), streaming, tmp_path / "job")
+    job = fit(tiny_spec(loader={"batch_size": 64, "workers": 2}), streaming, tmp_path / "job")
     losses = [event.loss for event in (next(job) for _ in range(6)) if isinstance(event, Iteration)]
     assert len(losses) == 4
     assert len(set(multiprocessing.active_children()) - before) == 2
     job.close()
     assert set(multiprocessing.active_children()) <= before
-    resident = loop.fit(tiny_spec(), places, tmp_path / "again")
+    resident = fit(tiny_spec(), places, tmp_path / "again")
     assert losses == [event.loss for event in (next(resident) for _ in range(6)) if isinstance(event, Iteration)]

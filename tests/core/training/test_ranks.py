@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from core.data.batches import Loader, Preprocessing
+from core.data.batches import Loader
+from core.data.preprocessing import Preprocessing
 from core.data.tiers import Resident
 from core.places import Places
 from core.training.ranks import Ranks

@@ -17,7 +17,8 @@ from core.spec import OptimizerSpec, TrainingSpec
 from core.training.averaging import Average
 from core.training.checkpoints import load
 from core.training.evaluation import evaluate
-from core.training.loop import fit, train_fn
+from core.training.job import fit
+from core.training.loop import train_fn
 from core.training.precision import Precision, choose
 from core.training.ranks import Ranks, Window
 from core.training.recipe import Recipe, make_recipe

@@ -23,7 +23,7 @@ from core.places import Places
 from core.spec import JobSpec
 from core.training import readback
 from core.training.divergence import HaltedError
-from core.training.loop import fit
+from core.training.job import fit
 
 BLOWS_UP = {"name": "MultiStepLR", "per": "step", "milestones": [9], "gamma": 1e30}
 HEALED = {"non_finite": "rollback", "lr_factor": 1e-30}

@@ -24,7 +24,8 @@ from core.events import CheckpointData, EpochData, Iteration, RewoundData
 from core.places import Places
 from core.spec import JobSpec
 from core.training import loop
-from core.training.loop import Losses, fit, train_fn
+from core.training.job import fit
+from core.training.loop import Losses, train_fn
 from core.training.progress import Tally
 from core.training.readback import Readback
 

@@ -14,8 +14,8 @@ from torchvision.models import VisionTransformer
 from core.events import TargetEntry, TransferData
 from core.spec import PretrainedSpec
 from core.transfer.adapters import repeat_channels, resize_patches, resize_positions
+from core.transfer.entries import Entry, Source
 from core.transfer.heads import Head
-from core.transfer.statefiles import Entry, Source
 from core.transfer.weights import plan_transfer
 
 Graft = Callable[..., TransferData]

@@ -20,7 +20,8 @@ from core.models.build import build_model, find_head, get_model
 from core.places import Places
 from core.shapes import shapes_of
 from core.spec import JobSpec, ModelSpec, PretrainedSpec
-from core.transfer.sources import Entry, Source, read
+from core.transfer.entries import Entry, Source
+from core.transfer.sources import read
 from core.transfer.weights import apply_transfer, plan_transfer
 
 CLASSES = 999

@@ -9,9 +9,9 @@ from torchvision import models as vision
 from core.errors import SpecError
 from core.events import TransferData
 from core.spec import PretrainedSpec
+from core.transfer.entries import Entry, Source
 from core.transfer.heads import Head
 from core.transfer.shortfall import shortfall
-from core.transfer.statefiles import Entry, Source
 from core.transfer.weights import plan_transfer
 
 HEAD = Head(frozenset({"fc.weight", "fc.bias"}), ("fc",))

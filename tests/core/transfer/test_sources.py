@@ -24,8 +24,8 @@ from core.errors import SpecError, TransferError
 from core.models.build import get_model
 from core.places import PinnedWeights, Places
 from core.spec import JobSpec
+from core.transfer.entries import Source
 from core.transfer.sources import is_here, pin, preprocessing_of, read
-from core.transfer.statefiles import Source
 
 STATE = {"conv.weight": torch.ones(2, 3), "conv.bias": torch.zeros(2, dtype=torch.float16)}
 

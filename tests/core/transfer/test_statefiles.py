@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from core.errors import SpecError
 from core.places import Places
+from core.transfer.entries import Source
 from core.transfer.sources import read
-from core.transfer.statefiles import Source, read_file
+from core.transfer.statefiles import read_file
 
 STATE = {"conv.weight": torch.ones(2, 3), "conv.bias": torch.zeros(2)}
 AVERAGE = {key: value + 1 for key, value in STATE.items()}

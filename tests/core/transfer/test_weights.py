@@ -22,8 +22,9 @@ from core.events import TransferData
 from core.places import PinnedWeights, Places
 from core.spec import PretrainedSpec
 from core.transfer import weights
+from core.transfer.entries import Entry, Source
 from core.transfer.heads import Head
-from core.transfer.sources import Entry, Source, read
+from core.transfer.sources import read
 from core.transfer.weights import TransferPlan, apply_transfer, from_scratch, plan_transfer
 
 Graft = Callable[..., TransferData]
