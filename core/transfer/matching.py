@@ -172,9 +172,9 @@ class Match:
             key: f"'{key}' ({reason})"
             for key, source_key in self.names.source_of.items()
             if key in self.targets
+            and (reason := misfit(self.targets[key], self.source.entries[source_key]))
             and not (key in self.head.keys or key in self.excluded or key.endswith(COUNTER) or self._is_own(key))
             and not self.adaptation(key, source_key)
-            and (reason := misfit(self.targets[key], self.source.entries[source_key]))
         }
         if misfits:
             advised = exclude_of(misfits, self.targets.keys() - self.excluded.keys())
