@@ -7,7 +7,7 @@ both shapes and with what it does. What none of them knows is not made to fit.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,8 +55,6 @@ class Place:
     entry: Entry
     modules: Mapping[str, nn.Module]
     """All of the model's, by their names."""
-    stem: bool
-    """Whether it is the weight of the model's first convolution: what images come to."""
 
     @property
     def owners(self) -> Iterator[nn.Module]:
@@ -74,25 +72,23 @@ class Place:
         return next(self.owners)
 
 
+Adapting = Callable[[Place, Entry, Known], Adaptation | None]
+
+
 def stem_of(modules: Mapping[str, nn.Module]) -> str | None:
     """The key of the first convolution's weight: what images come to."""
     first = next((name for name, module in modules.items() if isinstance(module, nn.Conv2d)), None)
     return None if first is None else f"{first}.weight".removeprefix(".")
 
 
-def may_adapt(key: str, stem: str | None) -> bool:
-    """Whether any adapter is for entries of that name: most of a model's need not be looked at."""
-    return key == stem or key.rpartition(".")[2] in _BY_NAME
+def adapters_of(key: str, stem: str | None) -> tuple[Adapting, ...]:
+    """What may make a tensor fit the entry of that key; nothing, for most of a model's."""
+    return _OF_STEM if key == stem else _BY_NAME.get(key.rpartition(".")[2], ())
 
 
-def adapt(place: Place, there: Entry, known: Known) -> Adaptation | None:
-    """How the source's tensor comes to fit this entry of the model; None: no adapter knows how."""
-    adapters = _OF_STEM if place.stem else _BY_NAME.get(place.key.rpartition(".")[2], ())
-    for adapter in adapters:
-        found = adapter(place, there, known)
-        if found is not None:
-            return found
-    return None
+def adapt(adapters: Iterable[Adapting], place: Place, there: Entry, known: Known) -> Adaptation | None:
+    """How the source's tensor comes to fit this entry of the model; None: none of the adapters knows how."""
+    return next((found for adapter in adapters if (found := adapter(place, there, known)) is not None), None)
 
 
 def in_channels(place: Place, there: Entry, known: Known) -> Adaptation | None:  # noqa: ARG001  (one signature for all)
@@ -210,9 +206,8 @@ def relative_bias(place: Place, there: Entry, known: Known) -> Adaptation | None
     return Adaptation("relative_bias", reason, lambda theirs, _: windows.resize_biases(theirs, old, new))
 
 
-_Adapter = Callable[[Place, Entry, Known], Adaptation | None]
-_OF_STEM: tuple[_Adapter, ...] = (in_channels, patch_embedding)
-_BY_NAME: dict[str, tuple[_Adapter, ...]] = {
+_OF_STEM: tuple[Adapting, ...] = (in_channels, patch_embedding)
+_BY_NAME: dict[str, tuple[Adapting, ...]] = {
     **dict.fromkeys(_POSITIONS, (position_embedding,)),
     windows.BIASES: (relative_bias,),
 }

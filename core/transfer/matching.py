@@ -13,7 +13,7 @@ from core.errors import Fault, SpecError, listed, pointer_of
 from core.events import SourceEntry, SourceStatus, TargetEntry
 from core.globs import near_glob
 from core.spec import PretrainedSpec, Task
-from core.transfer.adapters import Adaptation, Known, Place, adapt, may_adapt, stem_of
+from core.transfer.adapters import Adaptation, Known, Place, adapt, adapters_of, stem_of
 from core.transfer.entries import COUNTER, Entry, Source, alike, dtype_name, elements, entries_of, misfit, parameters_of, tied
 from core.transfer.globs import exclude_of
 from core.transfer.heads import NO_HEAD, Head, Rows, check_kept, head_rows, rows_of, why_anew
@@ -128,10 +128,10 @@ class Match:
             return None
         if key in self.head.keys:
             return head_rows(here, there, self.rows) if self.rows else None
-        if not may_adapt(key, self.stem):
+        if not (adapters := adapters_of(key, self.stem)):
             return None
-        place = Place(key, here, self.modules, key == self.stem)
-        return adapt(place, there, Known(self.spec.grid, pairs_beside(source_key, self.source.entries)))
+        known = Known(self.spec.grid, pairs_beside(source_key, self.source.entries))
+        return adapt(adapters, Place(key, here, self.modules), there, known)
 
     def _is_own(self, key: str) -> bool:
         """Whether an entry that follows from the model's windows stays: the source has none, or that of another window.
