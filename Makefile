@@ -96,6 +96,7 @@ bench: setup ## Measure the loop, the optimizer, augmentation, the transfer of w
 	@$(BIN)/python benchmarks/loop.py
 	@$(BIN)/python benchmarks/optimizer.py
 	@$(BIN)/python benchmarks/heap.py
+	@$(BIN)/python benchmarks/features.py
 	@$(BIN)/python benchmarks/augment.py
 	@$(BIN)/python benchmarks/start.py
 	@$(BIN)/python benchmarks/latency.py

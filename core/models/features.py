@@ -29,7 +29,7 @@ Runner = Callable[[Tensor, Callable[[Tensor], Any]], Any]
 _WIDEST = 4
 """Numbers of features for each number of an image: beyond that they take more room than the work they save is worth."""
 _FEW = 3  # real images on which a graph is tried before it is trusted
-_CHUNK = 64  # images that go through the frozen part together, whatever the batch size: the same bits for each
+_PIXELS = {"cpu": 3 << 18, "cuda": 3 << 20}  # that go through the frozen part together; `together` says why
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,21 @@ class FeatureFacts(BaseModel):
     bytes: int = 0
 
 
+def together(size: int, device: torch.device) -> int:
+    """How many square images of `size` px go through the frozen part at once: as many pixels, whatever their size.
+
+    On a CPU more do not stay in its caches, and fewer cost calls (`benchmarks/features.py`, beside 64 for any size).
+    """
+    return max(1, _PIXELS.get(device.type, _PIXELS["cpu"]) // size**2)
+
+
 class Backbone:
     """The frozen part of a model that trains, and the rest: `core.training.recipe.Recipe` runs it in the model's place."""
 
-    def __init__(self, made: Cut, model: nn.Module, runs: Runner) -> None:
+    def __init__(self, made: Cut, model: nn.Module, runs: Runner, together: int) -> None:
+        """`together`: how many images go through the frozen part at once, whatever the batch size: each has the same bits."""
         self._cut = made
+        self._together = together
         self._model = model
         self._runs = runs
         self._forgotten = False
@@ -94,7 +104,7 @@ class Backbone:
         """The features of a whole split, in the order of its samples: tensors [N, …] on the device."""
         made: list[Tensor] = []
         first = 0
-        for images in loader.straight(_CHUNK):
+        for images in loader.straight(self._together):
             self._quick = self._quick or self._before(images[:_FEW])
             parts = self._runs(images, self._quick)
             if not made:
@@ -229,4 +239,4 @@ def run_once(
     images = next(iter(loader.straight(_FEW)), None)
     if images is None or len(images) < 2 or not is_sound(made, model, images, runs):
         return None
-    return Backbone(made, model, runs)
+    return Backbone(made, model, runs, together(images.shape[-1], images.device))
