@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -67,11 +68,12 @@ def save(
     is no room. Whatever is raised, nothing of the checkpoint remains.
     """
     place = directory / str(progress.step)
-    with _partial(place) as folder:
+    with _partial(place) as folder, ThreadPoolExecutor(1) as beside:
+        tensors, values = _state(job, generators or [randomness.capture(device_of(job.model))])
+        meanwhile = beside.submit(write_tensors, folder / "state.safetensors", tensors, {})
         weights = write_tensors(folder / "model.safetensors", job.model.state_dict(), {"format": "pt"})
         model = _write_json(folder / "model.json", model_card(job, progress, figures, weights.sha256, FORMAT))
-        tensors, values = _state(job, generators or [randomness.capture(device_of(job.model))])
-        state = write_tensors(folder / "state.safetensors", tensors, {})
+        state = meanwhile.result()
         files = {"model.safetensors": weights.sha256, "model.json": model.sha256, "state.safetensors": state.sha256}
         content = {"format": FORMAT, "progress": asdict(progress), "sha256": files, "values": values}
         last = _write_json(folder / "state.json", {**content, "check": _check(content)})
