@@ -6,6 +6,7 @@ training inherits anything from the one before. Whoever holds the other end of i
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -115,6 +116,8 @@ def contend(train: Callable[[Turns], None]) -> None:
     """
     connection = Connection(int(sys.argv[1]))
     torch.set_num_threads(int(sys.argv[2]))
+    gc.collect()
+    gc.freeze()  # as a job's process has it: no training has the imports' objects looked through
     connection.send(Block())
     while (task := connection.recv()) is not None:
         child = os.fork()
