@@ -11,7 +11,7 @@ import torch
 
 from core.adjustments import Adjustment, Adjustments
 from core.errors import DiskFullError, SpecError, TrainingError, is_no_room
-from core.events import EpochData, Failure, FailureKind, Firing, Iteration
+from core.events import CheckpointData, Failure, FailureKind, Firing, Iteration
 from core.places import Places
 from core.spec import JobSpec
 from core.training.distributed import is_lost, join
@@ -78,16 +78,18 @@ def _train(start: dict[str, Any], link: Link) -> None:
         spec, places, directory, device=device, ranks=ranks, resume=resume, adjustments=link.adjustments, publish=link.finish,
         halts=lambda: link.paused, fired=[Firing(*one) for one in start["fired"]],
     )  # fmt: skip
+    loses = False  # steps, where it were paused here: a pause waits for the checkpoint that it has written
     with closing(job):
         for item in job:
             if ranks.rank:  # rank 0 tells it, and waits for all
                 continue
             if isinstance(item, Iteration):
                 link.iteration(item)
-                link.finish()  # a pause waits for the checkpoint that it has written
-                continue
-            link.event(*item)
-            if isinstance(item[1], EpochData):
+                loses = True
+            else:
+                link.event(*item)
+                loses = loses and not isinstance(item[1], CheckpointData)
+            if loses:
                 link.finish()
             else:
                 link.wait()

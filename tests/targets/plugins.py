@@ -38,6 +38,17 @@ class Slow(Tiny):
         time.sleep(0.02)
 
 
+class SlowToValidate(Tiny):
+    """Its first validation takes a second, and says when it begins."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.passes == 51 and not self.training:
+            self.passes += 1
+            print("validating")
+            time.sleep(1)
+        return super().forward(images)
+
+
 class Loud(Tiny):
     def act(self, passes: int) -> None:
         print(f"pass {passes}")

@@ -160,9 +160,9 @@ def stop(bench: Any, job: int) -> None:
 
 @pytest.mark.parametrize(("halt", "state"), [(pause, "paused"), (stop, "queued")])
 def test_a_job_that_is_halted_within_an_epoch_loses_no_step(bench: Any, halt: Any, state: str) -> None:
-    whole = submit(bench, "Tiny", training={"epochs": 2})
+    whole = submit(bench, "Tiny", training={"epochs": 4})
     bench.run()
-    halted = submit(bench, "Slow", training={"epochs": 2})
+    halted = submit(bench, "Slow", training={"epochs": 4})
     running = bench.run_aside()
     bench.wait_for(halted, "checkpoint", seconds=30)
     halt(bench, halted)
@@ -179,8 +179,22 @@ def test_a_job_that_is_halted_within_an_epoch_loses_no_step(bench: Any, halt: An
 
     assert (bench.job(halted).state, bench.job(halted).attempt) == ("succeeded", 2)
     assert bench.data(halted, "rewound") == [{"to_step": found.step}]
-    assert sum(len(data["losses"]) for data in bench.data(halted, "iterations")) == 102, "no step was done twice"
+    assert sum(len(data["losses"]) for data in bench.data(halted, "iterations")) == 204, "no step was done twice"
     assert losses_of(bench, halted) == losses_of(bench, whole)
+
+
+def test_a_job_that_is_paused_while_it_validates_keeps_the_epoch(bench: Any) -> None:
+    job = submit(bench, "SlowToValidate", training={"epochs": 2}, checkpoint={"every": {"steps": 1000}, "keep_best": 0})
+    running = bench.run_aside()
+    while "validating" not in [message for _, message in bench.lines(job)]:
+        assert running.is_alive(), "it was to be paused"
+    pause(bench, job)
+    running.join(30)
+
+    found = bench.job(job)
+    assert (found.state, found.step) == ("paused", 51)
+    assert [data["step"] for data in bench.data(job, "checkpoint")] == [51]
+    assert [event.kind for event in bench.log(job)].count("evaluation") == 1
 
 
 def test_a_gpu_that_cannot_be_used_is_no_fault_of_the_job(bench: Any) -> None:
