@@ -99,12 +99,13 @@ async def plan(service: Service, body: Mapping[str, Any]) -> Planned:
         spec = JobSpec.model_validate(body)
     except ValidationError as error:
         raise ProblemError.of_faults("invalid-spec", faults_of(error)) from None
-    pinned = await run_in_threadpool(pins.pin, service, spec)
+    try:
+        pinned = await run_in_threadpool(pins.pin, service, spec)
+    except ProblemError as error:
+        raise await _with_all_else(service, spec, body, error) from None
     async with _readable(service, pinned) as known:
         named = {} if spec.pretrained is None or known is None else {spec.pretrained.source: known.model_dump(mode="json")}
-        unreadable = await run_in_threadpool(_unreadable, service, spec.dataset.source)
-        places = {**service.settings.places(), "pinned": named, "unreadable": unreadable}
-        found = await ask(service, "core.plan:plan_request", {"spec": body, "places": places})
+        found = await _ask_core(service, spec, body, named)
     if pinned is None and found["pinned"] is not None:
         official = PinnedWeights.model_validate(found["pinned"])
         pinned = await run_in_threadpool(pins.complete, service, spec, official)
@@ -115,6 +116,22 @@ async def plan(service: Service, body: Mapping[str, Any]) -> Planned:
     warnings = [*found["warnings"], *await run_in_threadpool(pins.warnings, service, pinned)]
     told = {"transfer": transfer, "pinned": pins.view(stored), "warnings": warnings}
     return Planned(spec=found["spec"], plan={**found, **told}, pinned=stored)
+
+
+async def _ask_core(service: Service, spec: JobSpec, body: Mapping[str, Any], named: dict[str, Any]) -> dict[str, Any]:
+    unreadable = await run_in_threadpool(_unreadable, service, spec.dataset.source)
+    places = {**service.settings.places(), "pinned": named, "unreadable": unreadable}
+    return await ask(service, "core.plan:plan_request", {"spec": body, "places": places})
+
+
+async def _with_all_else(service: Service, spec: JobSpec, body: Mapping[str, Any], error: ProblemError) -> ProblemError:
+    """What is wrong with the weights, and with all of the spec but those: one answer tells every fault that can be found."""
+    try:
+        await _ask_core(service, spec, {**body, "pretrained": None}, {})
+    except ProblemError as other:
+        if error.faults and other.faults:
+            return ProblemError.of_faults(error.slug, [*other.faults, *error.faults])
+    return error
 
 
 def _unreadable(service: Service, source: str) -> list[str]:

@@ -109,6 +109,12 @@ def test_every_fault_is_named_at_once(client):
     assert "(and 3 more" in answer.json()["detail"]
 
 
+def test_weights_that_are_not_there_hide_no_other_fault(client):
+    wrong = {"pretrained": {"source": "file:nothing.pth"}, "optimizer": {"name": "Adan"}, "dataset": {"source": "folder:nothing"}}
+    answer = client.post("/plans", json={**SMALL, **wrong})
+    assert {error["pointer"] for error in answer.json()["errors"]} == {"/dataset/source", "/optimizer/name", "/pretrained/source"}
+
+
 def test_a_submitted_job_is_there_resolved_and_queued(client):
     answer = client.post("/jobs", json={**SMALL, "name": "first", "labels": {"team": "web"}})
     assert answer.status_code == 201, answer.text
