@@ -17,7 +17,7 @@ from core.data import idx
 from core.data.images import POINTER, ArrayImages, FileImages, Images, Opened
 from core.data.labels import LABELS, read_labels
 from core.data.layout import TABLE, dataset_root, is_image, is_litter, layout_of
-from core.data.readings import TASK, listed
+from core.data.readings import TASK, quoted
 from core.data.splits import hold_out
 from core.data.torchvision_data import open_torchvision
 from core.data.torchvision_sets import IDX_FILES, RECIPES
@@ -135,7 +135,7 @@ def open_root(root: Path, spec: DatasetSpec) -> Opened:
         return Opened(classes, train, None, 3, notes=tuple(notes))
     held_classes, validation = _class_folders(layout.held, inner)
     if classes != held_classes:
-        odd = listed(sorted(set(classes) ^ set(held_classes)))
+        odd = quoted(sorted(set(classes) ^ set(held_classes)))
         raise SpecError.at(
             POINTER, f"'{root.name}': train and {layout.held.name} have different class folders ({odd} in one alone)"
         )
@@ -171,7 +171,7 @@ def _class_folders(folder: Path, root: Path) -> tuple[list[str], Images]:
     samples = make_dataset(folder, index, is_valid_file=lambda path: _is_data(path[below:]), allow_empty=True)
     labels = torch.tensor([label for _, label in samples], dtype=torch.int64)
     if empty := (torch.bincount(labels, minlength=len(classes)) == 0).nonzero().flatten().tolist():
-        bare = listed([classes[number] for number in empty])
+        bare = quoted([classes[number] for number in empty])
         raise SpecError.at(POINTER, f"'{folder.name}': no image is in its class folders {bare}; put some there, or remove them")
     return classes, FileImages(root, [str(Path(path).relative_to(root)) for path, _ in samples], labels)
 
@@ -243,7 +243,7 @@ def _check_labels(opened: Opened, images: Images, split: str, notes: list[str]) 
 
 def _note_bare(counts: Tensor, opened: Opened, split: str, notes: list[str]) -> None:
     if bare := (counts == 0).nonzero().flatten().tolist():
-        notes.append(f"no image of the {split} split has {listed([opened.classes[index] for index in bare])}")
+        notes.append(f"no image of the {split} split has {quoted([opened.classes[index] for index in bare])}")
 
 
 def _unreadable(spec: DatasetSpec, places: Places, *splits: Images) -> Iterator[str]:
@@ -253,7 +253,7 @@ def _unreadable(spec: DatasetSpec, places: Places, *splits: Images) -> Iterator[
     there = {images.name(index) for images in splits for index in range(len(images))}
     if not (found := [name for name in places.unreadable if name in there]):
         return
-    known = f"when {spec.source} was uploaded, {listed(found)} could not be read"
+    known = f"when {spec.source} was uploaded, {quoted(found)} could not be read"
     if spec.corrupt == "fail":
         raise SpecError.at("/dataset/corrupt", f"{known}; set skip to leave such images out, or mend them and upload it again")
     yield f"{known}; what cannot be read is left out of every batch"

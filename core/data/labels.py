@@ -14,7 +14,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from core.data.images import POINTER, FileImages, Opened
 from core.data.layout import images_below
-from core.data.readings import TASKS, Columns, listed, read_targets, reading_of
+from core.data.readings import TASKS, Columns, quoted, read_targets, reading_of
 from core.data.table import Cells, Table, TableFaults, read_table
 from core.spec import DatasetSpec
 
@@ -49,7 +49,7 @@ def read_labels(root: Path, spec: DatasetSpec, name: str) -> Opened:
     faults.check()
     if unnamed := sorted(set(images_below(root)).difference(files)):
         are = "1 image is" if len(unnamed) == 1 else f"{len(unnamed)} images are"
-        notes.append(f"{are} not used, for no row of {name} names them: {listed(unnamed)}")
+        notes.append(f"{are} not used, for no row of {name} names them: {quoted(unnamed)}")
     rows.sort(key=files.__getitem__)  # the order of the rows says nothing
 
     def part(split: str | None) -> FileImages:
@@ -104,7 +104,7 @@ def _header(table: Table, root: Path, faults: TableFaults, notes: list[str]) -> 
     if not targets:
         faults.refuse(f"beside '{first}' there is no column with labels or numbers", 1)
     if left := [table.header[index] or f"number {index + 1}" for index in others if index not in targets]:
-        notes.append(f"of {faults.name} {listed(left)} {'is' if len(left) == 1 else 'are'} not used")
+        notes.append(f"of {faults.name} {quoted(left)} {'is' if len(left) == 1 else 'are'} not used")
     return _Header(file, split, targets)
 
 

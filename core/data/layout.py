@@ -13,7 +13,7 @@ from pathlib import Path
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from core.data.images import POINTER
-from core.data.readings import listed
+from core.data.readings import quoted
 from core.errors import SpecError
 
 TABLE = "labels.csv"
@@ -76,25 +76,25 @@ def layout_of(root: Path) -> Layout:
         return Layout(table, train, None, (), ())
     if len(classes) < 2 and here.tables:
         which = f"call the one with the labels {TABLE}, or name it in /dataset/labels"
-        raise SpecError.at(POINTER, f"'{root.name}': it has {listed(here.tables)}, and not two class folders; {which}")
+        raise SpecError.at(POINTER, f"'{root.name}': it has {quoted(here.tables)}, and not two class folders; {which}")
     if (found := _labels_among(here.tables)) is not None:
         notes.append(f"{found} lies beside the class folders, and is not read: name it in /dataset/labels")
     held = [root / name for name in VALIDATION_FOLDERS if split and _has_classes(root / name)]
     if len(held) > 1:
-        notes.append(f"{listed([one.name for one in held[1:]])} beside train is not used, for {held[0].name} validates")
+        notes.append(f"{quoted([one.name for one in held[1:]])} beside train is not used, for {held[0].name} validates")
     used = {train.name, *(one.name for one in held)}
     apart = [f"{name}/" for name in _with_images(root) if name not in used] if split else []
     if apart := [*apart, *here.images, *(_look(train).images if split else ())]:
-        notes.append(f"images in no class folder are not used: {listed(apart)}")
+        notes.append(f"images in no class folder are not used: {quoted(apart)}")
     if not split and len(classes) > 1 and _all_splits(classes):
         if TRAINING_FOLDER in classes:
             raise SpecError.at(
                 POINTER,
-                f"'{root.name}': its folders {listed(list(classes))} have images, but no class folders; put those of each class "
+                f"'{root.name}': its folders {quoted(list(classes))} have images, but no class folders; put those of each class "
                 f"into a folder of its own, in both, or say their labels in {TABLE}",
             )
         notes.append(
-            f"its folders {listed(list(classes))} are taken for classes; if they are splits, call them 'train' and 'val', with a "
+            f"its folders {quoted(list(classes))} are taken for classes; if they are splits, call them 'train' and 'val', with a "
             "folder for each class in both"
         )
     return Layout(None, train, held[0] if held else None, classes, tuple(notes))

@@ -60,7 +60,7 @@ def read_targets(columns: Columns, reading: Reading, faults: TableFaults) -> tup
 
 def _of_several(columns: Columns, values: set[float] | None) -> Reading:
     """`values`: what is in them, where all are numbers."""
-    shown = listed(columns.names)
+    shown = quoted(columns.names)
     if values is not None and values <= {-1, 1}:
         _ask(f"its columns {shown} have -1 and 1 alone", "write 0 for -1 and set multilabel, or set regression")
     if values is None or not values <= {0, 1}:
@@ -188,6 +188,6 @@ def _sorted(names: set[str]) -> list[str]:
     return sorted(names, key=(lambda name: (int(name), name)) if numbers else None)
 
 
-def listed(names: Sequence[str]) -> str:
+def quoted(names: Sequence[str]) -> str:
     """The first few, quoted."""
     return ", ".join(f"'{name}'" for name in names[:5]) + (" …" if len(names) > 5 else "")

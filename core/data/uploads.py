@@ -15,7 +15,7 @@ from typing import Any
 from core.data.archives import Bounds, Member, members, refused
 from core.data.inspection import LISTED, WANTED, ClassCount, Corrupt, Duplicates, File, look_through, number
 from core.data.layout import Layout, dataset_root, is_image, is_litter, layout_of
-from core.data.readings import listed
+from core.data.readings import quoted
 from core.errors import DiskFullError, SpecError, is_no_room
 from core.spec import Task
 
@@ -191,7 +191,7 @@ def _warn(report: Report, found: _Contents, *, own_split: bool) -> Iterator[str]
             "them out with `dataset.corrupt: skip`"
         )
     if report.empty_classes:
-        yield f"no image is in {listed(report.empty_classes)}: the classes are those that have images"
+        yield f"no image is in {quoted(report.empty_classes)}: the classes are those that have images"
     if count := counts["conflicting"]:
         where = "in several classes" if report.task == "multiclass" else "with targets that differ"
         yield f"{number(count, 'picture')} {where} (`duplicates.conflicting`): one of them is wrong"
@@ -202,7 +202,7 @@ def _warn(report: Report, found: _Contents, *, own_split: bool) -> Iterator[str]
         where = "in a class" if report.task == "multiclass" else "with the same targets"
         yield f"{number(count, 'picture')} more than once {where} (`duplicates.repeated`){more}"
     if found.left_out:
-        some = listed([str(path) for path in sorted(found.left_out)])
+        some = quoted([str(path) for path in sorted(found.left_out)])
         yield f"{number(counts['left_out'], 'file')} in no class folder, or of another kind, left out: {some}"
 
 
@@ -233,4 +233,4 @@ def _make_durable(folder: Path) -> None:
 def _seen(found: _Contents) -> str:
     if not found.left_out:
         return ", and nothing else" if not found.folders - {PurePosixPath()} else ", only empty folders"
-    return f", but {number(len(found.left_out), 'file')}: {listed([str(path) for path in sorted(found.left_out)])}"
+    return f", but {number(len(found.left_out), 'file')}: {quoted([str(path) for path in sorted(found.left_out)])}"
