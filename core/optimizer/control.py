@@ -45,7 +45,7 @@ class GroupControl:
         What the optimizer remembers has been loaded already.
         """
         for one in self.adjustments.settled(step):
-            self._do(one, one.step or 0)
+            self._do(one, one.step or 0, again=True)
 
     def restart(self) -> None:
         """Bring the groups to where they began."""
@@ -73,7 +73,8 @@ class GroupControl:
             self.adjustments.did(replace(one, changes={key: change.to for key, change in told.changes.items()}))
         return told
 
-    def _do(self, one: Adjustment, step: int) -> AdjustedData:
+    def _do(self, one: Adjustment, step: int, *, again: bool = False) -> AdjustedData:
+        """`again`: it was done once already, in an epoch of which groups that stand at their beginning know nothing."""
         told = AdjustedData(id=one.id, group=one.group, step=step, by=one.by, changes={}, factor=one.factor)
         chosen = [group for group in self.groups if one.group in (group.name, group.of)]
         if one.factor is not None and chosen:  # each part of a group has its own lr to multiply
@@ -81,7 +82,7 @@ class GroupControl:
             one = replace(one, changes=one.changes or {"lr": one.factor * self._value(chosen[0], "lr", step)})
         reason = self._misfit(one, chosen)
         after = self.groups if reason else _after(self.groups, chosen, one, step)
-        reason = reason or self._halt(after)
+        reason = reason or (None if again else self._halt(after))
         if reason:
             return told.model_copy(update={"refused": reason})
         changes = {key: Change(before=self._before(chosen, key, step), to=value) for key, value in one.changes.items()}

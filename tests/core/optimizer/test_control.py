@@ -332,3 +332,20 @@ def test_a_notebook_changes_the_lr_while_it_trains(tiny_spec: Callable[..., JobS
             if event.step == 2:
                 asked.adjust("head", lr=0.25)
     assert list(rates.values()) == [0.05] * 3 + [0.25] * 4
+
+
+def test_what_was_done_once_its_group_was_not_the_only_one_to_train_is_done_again():
+    groups = [{"name": "rest", "params": ["stem.*", "norm.*", "body.*"], "freeze": {"until_epoch": 2}}, PARTS[1]]
+    model, again = net(), net()
+    control, optimizer = control_of(model, groups=groups)
+    control.begin(3)
+    control.adjustments.ask(Adjustment("head", {"freeze": True, "lr": 0.01}))
+    (told,) = control.due(30)
+    assert told.refused is None
+
+    anew, other = control_of(again, groups=groups)
+    gone_on = GroupControl(again, other, anew.groups, Adjustments(control.adjustments.done))
+    gone_on.settle(30)
+    gone_on.begin(3)
+    assert [one.requires_grad for one in again.parameters()] == [one.requires_grad for one in model.parameters()]
+    assert learning_rates(other) == learning_rates(optimizer) == {"rest": 0.001, "head": 0.01}
