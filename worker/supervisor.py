@@ -40,8 +40,6 @@ from worker.pruning import prune
 TARGET = "worker.trainer:run"
 _GRACE = 0.5
 """Seconds that a cancelled trainer has to end its step."""
-_PAUSE_GRACE = 30.0
-"""Seconds that a paused trainer has to end its step, or the epoch's validation, and to write a checkpoint."""
 _STRENGTH: dict[Asked | None, int] = {None: 0, "pause": 1, "stop": 2, "timeout": 3, "cancel": 4}
 _LEAVE = 2.0
 """Seconds that a trainer has to exit after its last word."""
@@ -251,14 +249,14 @@ class Supervisor:
         elif time.monotonic() >= self._ends_at:
             self._ask(listener, "timeout", _GRACE)
         elif "pause" in kinds:
-            self._ask(listener, "pause", _PAUSE_GRACE)
+            self._ask(listener, "pause", None)  # a validation may take an hour, and its epoch is not to be lost
 
-    def _ask(self, listener: Listener, what: Asked, grace: float) -> None:
-        """Have the trainer stop. What is asked once stays asked, unless something stronger comes."""
+    def _ask(self, listener: Listener, what: Asked, grace: float | None) -> None:
+        """Have the trainer stop within `grace` seconds. What is asked once stays asked, unless something stronger comes."""
         if _STRENGTH[what] <= _STRENGTH[self._asked]:
             return
         self._asked = what
-        self._kill_at = time.monotonic() + grace
+        self._kill_at = None if grace is None else time.monotonic() + grace
         _tell(listener, {"kind": "pause" if what in ("pause", "stop") else "cancel"})
 
     def _commit(self) -> None:
