@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -16,7 +18,7 @@ from store.events import NewEvent
 from store.leases import Lease
 
 T = TypeVar("T")
-_LONGEST_PAUSE = 5.0
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +28,13 @@ class StoppedError(Exception):
 
 
 class Persistence:
-    """Transactions of one attempt, tried again until the database takes them or the worker stops.
+    """Transactions of one attempt, tried again until the database takes them; once the worker stops, for `patience` seconds more.
 
     The trainer's permit runs out meanwhile, and it waits: so nothing is lost, and nobody is overtaken.
     """
 
-    def __init__(self, database: Database, lease: Lease, stop: threading.Event) -> None:
-        self._database, self._lease, self._stop = database, lease, stop
+    def __init__(self, database: Database, lease: Lease, stop: threading.Event, patience: float) -> None:
+        self._database, self._lease, self._stop, self._patience = database, lease, stop, patience
         self._seq = 0
 
     def start(self, read: Callable[[Session], T]) -> T:
@@ -71,12 +73,17 @@ class Persistence:
             return work(session)
 
     def _insist(self, transaction: Callable[[bool], T]) -> T:
-        pause, again = 0.1, False
+        pause, again, stopped_at = _SHORTEST_PAUSE, False, math.inf
         while True:
             try:
                 return transaction(again)
             except AWAY as error:
                 log.warning("job %d: the database failed, trying again in %.1f s: %s", self._lease.job_id, pause, reason(error))
-            if self._stop.wait(pause):
-                raise StoppedError
+            if not self._stop.is_set():
+                self._stop.wait(pause)
+            else:  # what trains is writing a checkpoint: one failure must not be the end of it
+                stopped_at = min(stopped_at, time.monotonic())
+                if time.monotonic() - stopped_at >= self._patience:
+                    raise StoppedError
+                time.sleep(_SHORTEST_PAUSE)
             pause, again = min(2 * pause, _LONGEST_PAUSE), True

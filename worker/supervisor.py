@@ -72,7 +72,7 @@ class Supervisor:
         self._sandbox, self._settings, self._stop = sandbox, settings, stop
         self._limits = limits or Limits(cores=threads(settings, len(slot.devices)))
         self._target = target
-        self._persistence = Persistence(database, claim.lease, stop)
+        self._persistence = Persistence(database, claim.lease, stop, settings.stop_seconds)
         self._journal = Journal()
         self._folder = settings.data_dir / "jobs" / str(self._lease.job_id)
         self._directory = self._folder / str(self._lease.attempt)

@@ -338,6 +338,27 @@ def test_a_commit_whose_answer_was_lost_is_not_written_twice(bench: Any, monkeyp
     assert losses == [1.0 / (step + 1) for step in range(1000)]
 
 
+def test_one_failure_of_the_database_is_not_the_end_of_a_trainer_that_stops(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = bench.submit(labels={"steps": "1000000"})
+    running = bench.run_aside("trainers:obedient")
+    bench.wait_for(job, "iterations")
+    write, failed = bench.database.write, []
+
+    def fails_once() -> Any:
+        if not failed:
+            failed.append(True)
+            raise OperationalError("BEGIN", {}, ConnectionError("the server closed the connection"))
+        return write()
+
+    bench.stop.set()
+    monkeypatch.setattr(bench.database, "write", fails_once)
+    running.join(60)
+
+    found = bench.job(job)
+    assert failed
+    assert (found.state, found.failures, found.lease_owner) == ("queued", 0, None)
+
+
 def test_a_killed_trainer_says_who_may_have_done_it(bench: Any) -> None:
     job = bench.submit(resources={"max_attempts": 1})
     supervisor = bench.supervisor("trainers:stubborn")
