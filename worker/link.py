@@ -136,11 +136,11 @@ class Link:
         poll.register(self._channel, select.POLLIN)
         try:
             while not self._channel.ended:
-                for _ in poll.poll(_WINDOW * 1000):
-                    for message in self._channel.drain():
-                        self._hear(message)
+                for message in self._channel.drain():  # no poll tells of what was read together with the start message
+                    self._hear(message)
                 with self._lock:
                     self._flush()
+                poll.poll(_WINDOW * 1000)
         except OSError:
             pass
         self._orphaned()

@@ -75,15 +75,17 @@ class Persistence:
     def _insist(self, transaction: Callable[[bool], T]) -> T:
         pause, again, stopped_at = _SHORTEST_PAUSE, False, math.inf
         while True:
+            stopping = self._stop.is_set()
             try:
                 return transaction(again)
             except AWAY as error:
+                pause = _SHORTEST_PAUSE if stopping else pause
                 log.warning("job %d: the database failed, trying again in %.1f s: %s", self._lease.job_id, pause, reason(error))
-            if not self._stop.is_set():
-                self._stop.wait(pause)
-            else:  # what trains is writing a checkpoint: one failure must not be the end of it
+            if stopping:  # what trains is writing a checkpoint: one failure must not be the end of it
                 stopped_at = min(stopped_at, time.monotonic())
                 if time.monotonic() - stopped_at >= self._patience:
                     raise StoppedError
-                time.sleep(_SHORTEST_PAUSE)
+                time.sleep(pause)
+            else:
+                self._stop.wait(pause)
             pause, again = min(2 * pause, _LONGEST_PAUSE), True

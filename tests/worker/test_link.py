@@ -61,6 +61,19 @@ def test_the_first_loss_goes_at_once_and_the_next_ones_together(supervisor: Chan
     assert (message["step"], message["data"]["first"], len(message["data"]["losses"])) == (6, 1, 5)
 
 
+def test_what_came_together_with_the_start_message_is_heard(supervisor: Channel) -> None:
+    """Else it waits for the next permit, a third of a lease away."""
+    for kind in ("start", "pause"):
+        supervisor.send({"kind": kind})
+    channel = Channel(supervisor.theirs)
+    assert channel.receive()["kind"] == "start"
+    link = Link(channel, FOREVER, orphaned=lambda: None)
+    assert link._heard.wait(10)
+    assert link.paused
+    supervisor._socket.shutdown(socket.SHUT_RDWR)
+    link.thread.join(60)
+
+
 def test_losses_leave_though_no_further_step_is_done(supervisor: Channel, link_of: Callable[[float], Link]) -> None:
     link = link_of(FOREVER)
     link.iteration(iteration(0))
