@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from core.events import CheckpointData, Failure, IterationsData, LogData
+from core.training.checkpoint_names import order_of
 from sandbox import ChannelError, Child, ExitStatus
 from sandbox.lines import Lines
 from worker.journal import Journal, MalformedEventError
@@ -127,8 +128,8 @@ class Intake:
                 self._take(self._ranks[0], one)
             return
         if kind == CheckpointData.kind:
-            with suppress(KeyError, TypeError, ValueError):  # the journal says what is wrong with it
-                message["data"]["path"] = f"{self._folder}/{int(message['step'])}"
+            with suppress(KeyError, TypeError):  # the journal says what is wrong with it
+                message["data"]["path"] = f"{self._folder}/{_checkpoint(message['data']['path'])}"
         self._journal.add(message)
         if kind == IterationsData.kind and not self._saw_loss:
             self._saw_loss = self.urgent = True
@@ -140,6 +141,13 @@ class Intake:
         elif word["kind"] != LOST and rank.number == 0:
             for other in self._ranks[1:]:  # nothing that they do counts any more
                 other.child.kill()
+
+
+def _checkpoint(name: Any) -> str:
+    """The name of a checkpoint's directory. Raises MalformedEventError."""
+    if not isinstance(name, str) or order_of(name) is None:
+        raise MalformedEventError(f"the trainer tells of a checkpoint in '{name}', which names none")
+    return name
 
 
 class _Rank:

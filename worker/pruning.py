@@ -11,17 +11,22 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
+from core.training.checkpoint_names import order_of
 from store import deletion, events, jobs, pins
 from store.database import Database
 from store.errors import NotFound
 from store.states import FINAL
 
+NOTHING = "0"
+"""As the name of the newest checkpoint that the log tells of: it tells of none."""
 
-def prune(folder: Path, keep: Collection[Path], *, attempt: int, committed: int | None) -> list[Path]:
+
+def prune(folder: Path, keep: Collection[Path], *, attempt: int, committed: str | None) -> list[Path]:
     """Delete below a job's `folder` (`ATTEMPT/STEP`) what is not in `keep`; the paths that went.
 
-    Earlier attempts are over: whatever they left goes. Of `attempt` itself only the steps up to `committed` go, the newest that
-    the log keeps (a later one may be on its way into it), or with None, when it is over, everything. A later attempt is not ours.
+    Earlier attempts are over: whatever they left goes. Of `attempt` itself only what was written up to `committed`, the name of
+    the newest that the log tells of (what came after it may be on its way there), or with None, when it is over, everything.
+    A later attempt is not ours.
     """
     gone = []
     for run in _folders(folder):
@@ -29,7 +34,7 @@ def prune(folder: Path, keep: Collection[Path], *, attempt: int, committed: int 
             continue
         over = int(run.name) < attempt or committed is None
         for checkpoint in _folders(run):
-            if checkpoint not in keep and (over or _is_up_to(checkpoint, committed or 0)):
+            if checkpoint not in keep and (over or _is_up_to(checkpoint.name, committed or NOTHING)):
                 shutil.rmtree(checkpoint, ignore_errors=True)
                 gone.append(checkpoint)
         if over:
@@ -73,8 +78,9 @@ def _tidy(database: Database, data_dir: Path, job_id: int) -> list[Path]:
     return gone
 
 
-def _is_up_to(checkpoint: Path, step: int) -> bool:
-    return checkpoint.name.isdecimal() and int(checkpoint.name) <= step
+def _is_up_to(name: str, newest: str) -> bool:
+    ours, theirs = order_of(name), order_of(newest)
+    return ours is not None and theirs is not None and ours <= theirs
 
 
 def _folders(parent: Path) -> list[Path]:

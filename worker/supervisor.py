@@ -35,7 +35,7 @@ from worker.intake import Intake
 from worker.journal import Journal
 from worker.link import NO_DEVICE
 from worker.persistence import Persistence, StoppedError
-from worker.pruning import prune
+from worker.pruning import NOTHING, prune
 
 TARGET = "worker.trainer:run"
 _GRACE = 0.5
@@ -117,7 +117,7 @@ class Supervisor:
         """The attempt's own directory, and the checkpoints that it may go on from, oldest first."""
         self._directory.mkdir(parents=True, exist_ok=True)
         kept = self._persistence.start(self._kept)
-        prune(self._folder, kept, attempt=self._lease.attempt, committed=0)
+        prune(self._folder, kept, attempt=self._lease.attempt, committed=NOTHING)
         return kept
 
     def _fetch(self) -> ExitStatus | None:
@@ -262,11 +262,11 @@ class Supervisor:
     def _commit(self) -> None:
         batch = self._journal.take()
         started = time.monotonic()
-        saved = any(event.kind == CheckpointData.kind for event in batch)
+        saved = [Path(event.data["path"]).name for event in batch if event.kind == CheckpointData.kind]
         kept = self._persistence.append(batch, self._kept if saved else lambda _: [])
         self._commit_at = started + self._settings.commit_seconds
-        if saved:  # a trainer that has gone back may be writing those beyond the newest again
-            prune(self._folder, kept, attempt=self._lease.attempt, committed=int(kept[-1].name) if kept else 0)
+        if saved:
+            prune(self._folder, kept, attempt=self._lease.attempt, committed=saved[-1])
 
     # -- the end
 

@@ -1,4 +1,4 @@
-"""Checkpoints: one directory per step, whole or not there at all.
+"""Checkpoints: one directory each, named by its step, whole or not there at all.
 
     STEP/model.safetensors   the weights and buffers, under the model's own names; their running average, where the job keeps one
     STEP/model.json          what one needs to use them: architecture, classes, preprocessing, figures, hashes
@@ -6,6 +6,7 @@
     STEP/state.json          how far the job was, to the batch, and the hash of every other file
 
 A checkpoint is written beside its place, synced, and renamed into it. `load` verifies every hash: what is damaged is not loaded.
+A job that went back writes STEP.1 from there on, then STEP.2: what a log tells of is not replaced.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from core.errors import DiskFullError, is_no_room
 from core.events import Figure
 from core.optimizer.groups import load_optimizer_state, optimizer_state
 from core.training.card import model_card
+from core.training.checkpoint_names import name_of
 from core.training.divergence import Watched
 from core.training.progress import Progress, Tally
 from core.transfer.tensorfile import Written, sha256_of, write, write_tensors
@@ -60,14 +62,14 @@ class Saved(NamedTuple):
 
 def save(
     directory: Path, job: Prepared, progress: Progress, figures: Mapping[str, Figure], publish: Callable[[], None] = lambda: None,
-    *, generators: Sequence[Generators] = (),
+    *, generators: Sequence[Generators] = (), returns: int = 0,
 ) -> Saved:  # fmt: skip
     """Write the checkpoint `directory`/STEP. `publish` is called once it is on disk, right before it is renamed into its place.
 
-    `generators` are the random generators of each rank; without them, those of this process. Raises DiskFullError where there
-    is no room. Whatever is raised, nothing of the checkpoint remains.
+    `generators` are the random generators of each rank; without them, those of this process. `returns` counts how often this
+    process went back. Raises DiskFullError where there is no room. Whatever is raised, nothing of the checkpoint remains.
     """
-    place = directory / str(progress.step)
+    place = directory / name_of(progress.step, returns)
     with _partial(place) as folder, ThreadPoolExecutor(1) as beside:
         tensors, values = _state(job, generators or [randomness.capture(device_of(job.model))])
         meanwhile = beside.submit(write_tensors, folder / "state.safetensors", tensors, {})
@@ -81,7 +83,7 @@ def save(
         publish()
         _rename(folder, place)
     size = sum(written.bytes for written in (weights, model, state, last))
-    return Saved(path=str(progress.step), sha256=weights.sha256, bytes=size)
+    return Saved(path=place.name, sha256=weights.sha256, bytes=size)
 
 
 def load(place: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:

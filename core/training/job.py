@@ -42,7 +42,7 @@ def fit(
     In order: the transfer report, the groups, with `resume` a RewoundData and a LogData for each checkpoint that was passed
     over, then per epoch its iterations, an EpochData and an EvaluationData, and a CheckpointData whenever `checkpoint.every`
     (by `clock`, where it is minutes) has one written; before the last one a RuleData, where early stopping ends the job.
-    Checkpoints lie in `directory`, each under the number of its step; none is ever removed here.
+    Checkpoints lie in `directory`, each named by its step (`core.training.checkpoints`); none is ever removed here.
 
     `resume` lists checkpoints, newest first; the first sound one is continued, in the middle of its epoch too, and the job goes
     on as if it had never stopped: bit for bit on the CPU, and with `training.deterministic` on a GPU of the same type.

@@ -76,8 +76,10 @@ class Keeper:
         generators = ranks.gather(randomness.capture(checkpoints.device_of(model)))
         with self.job.recipe.final():
             saved = ranks.first(
-                lambda: checkpoints.save(self.directory, self.job, done, figures, self.publish, generators=generators)
+                lambda: checkpoints.save(
+                    self.directory, self.job, done, figures, self.publish, generators=generators, returns=self.recovery.returns
+                )
             )
         self.pace.written()
-        self.recovery.wrote(done.step, figures)
+        self.recovery.wrote(done.step, figures, self.directory / saved.path)
         return done, CheckpointData(step=done.step, epoch=done.last_epoch, figures=figures, best=leads, **saved._asdict())

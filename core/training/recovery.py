@@ -33,11 +33,15 @@ class Recovery:
     """
 
     def __init__(self, job: Prepared, control: GroupControl, directory: Path, fired: Iterable[Firing] = ()) -> None:
-        """`directory` is where the job writes its checkpoints; `fired` are the rules that have acted before."""
+        """`directory` is where the job writes its checkpoints; `fired` are the rules that have acted before.
+
+        `returns` counts how often this process has gone back.
+        """
         self._job, self._control, self._directory = job, control, directory
         self._rules = job.spec.training.divergence
         self._known: dict[int, Path] = {}
         self._told: list[dict[str, Any]] = []
+        self.returns = 0
         self.watch = Watch(self._rules, lag_of(checkpoints.device_of(job.model)), fired)
 
     def begin(self, resume: Sequence[Path] | None) -> Story:
@@ -54,9 +58,9 @@ class Recovery:
                 self._remember(*told, place)
         return progress
 
-    def wrote(self, step: int, figures: Mapping[str, Figure]) -> None:
+    def wrote(self, step: int, figures: Mapping[str, Figure], place: Path) -> None:
         """A checkpoint was written."""
-        self._remember(step, figures, self._directory / str(step))
+        self._remember(step, figures, place)
 
     def adjust(self, step: int) -> list[AdjustedData | RuleData]:
         """Once `step` steps are completed: what was asked for, and the cut that a rule has decided."""
@@ -80,6 +84,7 @@ class Recovery:
             yield step, trouble.told(message)
             raise HaltedError(f"{trouble.message}: {message}")
         before = [self._known[step] for step in sorted(self._known, reverse=True) if step < trouble.first]
+        self.returns += 1
         self._control.restart()
         progress = yield from self._go_on([*before, self._directory / _BEGINNING / "0"], anew=False)
         self._control.begin(progress.epoch, progress.history)

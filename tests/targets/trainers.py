@@ -130,6 +130,36 @@ def save(channel: Channel) -> None:
     channel.send({"kind": "done"})
 
 
+def save_and_go_back(channel: Channel) -> None:
+    """The log hears of two checkpoints; of the third, written after it went back, once the first has been let go."""
+    start = channel.receive()
+    places = {name: Path(start["directory"]) / name for name in ("10", "20", "15.1")}
+    for place in places.values():
+        place.mkdir()
+        (place / "model.safetensors").write_bytes(b"weights")
+
+    def tell(step: int, name: str) -> None:
+        figures = {"top1": step / 100}
+        data = CheckpointData(step=step, epoch=0, figures=figures, best=False, path=name, sha256="0" * 64, bytes=7)
+        _say(channel, step, "checkpoint", **data.model_dump())
+
+    tell(10, "10")
+    tell(20, "20")
+    while places["10"].exists():
+        time.sleep(0.01)
+    _say(channel, 10, "rewound", to_step=10)
+    tell(15, "15.1")
+    channel.send({"kind": "done"})
+
+
+def stray(channel: Channel) -> None:
+    """A checkpoint in a place that is none."""
+    channel.receive()
+    data = CheckpointData(step=1, epoch=0, figures={}, best=False, path="../9/1", sha256="0" * 64, bytes=7)
+    _say(channel, 1, "checkpoint", **data.model_dump())
+    time.sleep(60)
+
+
 def save_and_die(channel: Channel) -> None:
     """A checkpoint, and a half of one, per attempt; at the third attempt it works."""
     start = channel.receive()
@@ -140,7 +170,7 @@ def save_and_die(channel: Channel) -> None:
         print(f"resume={start['resume']}")
         channel.send({"kind": "done"})
         return
-    data = CheckpointData(step=step, epoch=0, figures={"top1": 0.5}, best=False, path="?", sha256="0" * 64, bytes=7)
+    data = CheckpointData(step=step, epoch=0, figures={"top1": 0.5}, best=False, path=str(step), sha256="0" * 64, bytes=7)
     _say(channel, step, "checkpoint", **data.model_dump())
     os.abort()
 

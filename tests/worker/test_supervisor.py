@@ -277,6 +277,23 @@ def test_checkpoints_keep_to_their_retention(bench: Any, tmp_path: Path) -> None
     assert bench.data(job, "checkpoint")[0]["path"] == f"jobs/{job}/1/10"
 
 
+def test_a_checkpoint_on_its_way_into_the_log_stays_though_its_step_was_passed_before(bench: Any, tmp_path: Path) -> None:
+    job = bench.submit(checkpoint={"keep_last": 1, "keep_best": 0})
+    bench.run("trainers:save_and_go_back")
+
+    assert bench.job(job).state == "succeeded"
+    assert bench.data(job, "checkpoint")[-1]["path"] == f"jobs/{job}/1/15.1"
+    assert [path.name for path in (tmp_path / "jobs" / str(job) / "1").iterdir()] == ["15.1"]
+
+
+def test_a_checkpoint_outside_its_own_directory_is_a_crash(bench: Any) -> None:
+    job = bench.submit()
+    bench.run("trainers:stray")
+
+    assert bench.job(job).failure["message"] == "the trainer tells of a checkpoint in '../9/1', which names none"
+    assert bench.data(job, "checkpoint") == []
+
+
 def test_the_next_attempt_is_given_the_checkpoints_and_clears_what_the_last_one_left(bench: Any, tmp_path: Path) -> None:
     job = bench.submit(checkpoint={"keep_last": 2, "keep_best": 0})
     for _ in range(3):

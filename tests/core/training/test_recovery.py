@@ -252,6 +252,20 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(spec: Spec, plac
     assert [row.step for row in log.of("rewound")] == [4, 8], "what was damaged is written again"
 
 
+def test_what_it_writes_after_it_went_back_replaces_nothing_that_the_log_tells_of(
+    spec: Spec, places: Places, tmp_path: Path
+) -> None:
+    job = spec(HEALED, checkpoint={"every": {"steps": 2}, "keep_last": 3, "keep_best": 0})
+    told: list[str] = []
+    for item in fit(job, places, tmp_path / "job"):
+        if not isinstance(item, Iteration) and isinstance(item[1], CheckpointData):
+            told.append(item[1].path)
+            if item[1].path == "8":
+                (tmp_path / "job/8/model.safetensors").write_bytes(b"damaged")
+    assert told == ["2", "4", "6", "8", "10", "8.1", "10.1", "12.1", "14.1"]
+    assert (tmp_path / "job/8/model.safetensors").read_bytes() == b"damaged"
+
+
 @pytest.mark.parametrize(("keep_last", "step"), [(2, 8), (1, 0)])
 def test_it_pauses_at_the_last_good_checkpoint(spec: Spec, places: Places, tmp_path: Path, keep_last: int, step: int) -> None:
     checkpoint = {"every": {"steps": 2}, "keep_last": keep_last, "keep_best": 0}
