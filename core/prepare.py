@@ -21,7 +21,8 @@ from core.data.placing import Tier, choose, room_on
 from core.data.preprocessing import Preprocessing
 from core.errors import SpecError
 from core.events import GroupsData, TransferData
-from core.loss.losses import make_loss
+from core.loss.losses import bare_step, make_loss
+from core.loss.means import counted
 from core.models import features
 from core.models.build import build_model, get_model
 from core.models.features import Featured
@@ -94,14 +95,19 @@ def prepare(spec: JobSpec, places: Places, device: torch.device, ranks: Ranks | 
         )  # fmt: skip
 
     train, validation = loader(True), loader(False)
-    if spec.dataset.corrupt == "skip":
-        for split in (train, validation):
-            left_out.agree(split, ranks.gather)
-        left_out.check(train, validation, spec.training.epochs, partial(_trains_on_one, spec, len(dataset.classes), places))
+    loss = make_loss(spec.loss, dataset)
     made, _ = features.foresee(
         model, grouped, spec, places, size=preprocessing.size, images=len(dataset.train) + len(dataset.validation)
     )
     recipe.backbone = features.run_once(made, model, train, recipe.run) if made else None
+    if spec.dataset.corrupt == "skip":
+        for split in (train, validation):
+            left_out.agree(split, ranks.gather)
+            split.may_lose = any(ranks.gather(split.may_lose))
+        left_out.check(
+            train, validation, spec.training.epochs, partial(_trains_on_one, spec, len(dataset.classes), places),
+            partial(_weightless, loss, spec, dataset, train, validation),
+        )  # fmt: skip
     return Prepared(
         spec=spec,
         dataset=dataset,
@@ -111,7 +117,7 @@ def prepare(spec: JobSpec, places: Places, device: torch.device, ranks: Ranks | 
         optimizer=optimizer,
         grouped=grouped,
         groups=grouping.report(grouped, spec.optimizer, device).model_copy(update={"runs": f"{device}, {recipe}"}),
-        loss=make_loss(spec.loss, dataset).to(device),
+        loss=loss.to(device),
         train=Featured(train, recipe.backbone) if recipe.backbone else train,
         validation=Featured(validation, recipe.backbone) if recipe.backbone and recipe.backbone.validates else validation,
         steps_per_epoch=per_epoch,
@@ -146,6 +152,17 @@ def _trains_on_one(spec: JobSpec, classes: int, places: Places) -> bool:
     except Exception:  # whatever a model raises where one image is too few
         return False
     return True
+
+
+def _weightless(loss: nn.Module, spec: JobSpec, dataset: Dataset, train: Loader, validation: Loader) -> str | None:
+    """Which images all weigh nothing in the loss, once those are left out that cannot be read; None where there are none."""
+    weight = counted(loss, dataset.validation.labels[validation.kept(0)])
+    if weight is not None and not weight:
+        return "every validation image is of a class that weighs nothing"
+    if mixing.of_training(spec.training, dataset):  # mixed, an image is of two classes, and the mean is one over the images
+        return None
+    step = bare_step(loss, spec, dataset.train.labels, train.corrupt)
+    return None if step is None else f"in step {step} every image is of a class that weighs nothing"
 
 
 def pipeline_of(resolved: JobSpec, dataset: Dataset | None, preprocessing: Preprocessing) -> augment.Pipeline | None:

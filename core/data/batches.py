@@ -22,6 +22,8 @@ from core.errors import SpecError
 from core.places import Places
 from core.spec import LoaderSpec
 
+_NOTHING_LEFT = "of a batch no image is left that can be read"
+
 
 class Loader:
     """One split as batches of (images float32 [B, 3, S, S], labels int64 [B]), both on the device; mixed labels are float32.
@@ -45,6 +47,8 @@ class Loader:
         """Samples of the split."""
         self.labels = labels
         """Of all of them, on the device."""
+        self.may_lose = source.tier == "streaming" and on_corrupt == "skip"
+        """Whether images may be left out in mid-epoch, since they can no longer be read; of several ranks, on any of them."""
         self._source = source
         self.bounds = bounds
         """Where each batch begins and ends in the epoch's order, whatever is left out."""
@@ -62,11 +66,6 @@ class Loader:
     def sizes(self, epoch: int = 0) -> list[int]:
         """The samples of each batch, over all ranks; it depends on the epoch where some cannot be read."""
         return [last - first for first, last in self._readable(epoch)[1]]
-
-    @property
-    def may_lose(self) -> bool:
-        """Whether images may be left out in mid-epoch, since they can no longer be read."""
-        return self.tier == "streaming" and self._on_corrupt == "skip"
 
     def leave_out(self, corrupt: Mapping[int, str]) -> None:
         """In what is asked for from here on they are in no batch: the one that they would be in is smaller, and not another."""
@@ -91,7 +90,7 @@ class Loader:
         pieces = self._source.batches(order, bounds)
         for (first, last), (begin, end), (pixels, lost) in zip(bounds, whole, pieces, strict=True):
             if begin == end:
-                raise unreadable("of a batch no image is left that can be read")
+                raise unreadable(_NOTHING_LEFT)
             images, asked, samples = pixels, order[first:last], on_device[first:last]
             if lost:
                 left = self._left(lost, asked, shared=ranks > 1)
@@ -108,26 +107,30 @@ class Loader:
 
     def indices(self, epoch: int, start: int = 0, *, step: int = 1, rank: int = 0, ranks: int = 1) -> Iterator[Tensor]:
         """The numbers of the samples of the batches that `batches` gives with the same arguments, int64 [B] on the device."""
-        order, bounds, _ = self._shares(epoch, start, step, rank, ranks)
+        order, bounds, whole = self._shares(epoch, start, step, rank, ranks)
         on_device = order.to(self.labels.device)
-        return (on_device[first:last] for first, last in bounds)
+        for (first, last), (begin, end) in zip(bounds, whole, strict=True):
+            if begin == end:
+                raise unreadable(_NOTHING_LEFT)
+            yield on_device[first:last]
 
     def images(self, indices: Tensor) -> Tensor:
-        """The images of these samples, as the model takes them."""
+        """The images of these samples, as the model takes them. Raises DataError where one of them cannot be read."""
         asked = indices.cpu()
         ((pixels, lost),) = self._source.batches(asked, [(0, len(asked))])
-        self._all_but_known(lost, asked)
+        for message in lost.values():
+            raise unreadable(message)
         return self._normalise(pixels)
 
     def straight(self, size: int) -> Iterator[Tensor]:
         """The images of the whole split in the order of its samples, `size` together, as the model takes them.
 
-        What is left out is among them, black.
+        What is left out is among them, black; also what could not be read just now, from the next batch on that is asked for.
         """
         order = torch.arange(len(self.labels))
         bounds = [(first, min(first + size, len(order))) for first in range(0, len(order), size)]
         for (first, last), (pixels, lost) in zip(bounds, self._source.batches(order, bounds), strict=True):
-            self._all_but_known(lost, order[first:last])
+            self._lose(lost, order[first:last])
             yield self._normalise(pixels)
 
     def order(self, epoch: int) -> Tensor:
@@ -159,20 +162,17 @@ class Loader:
         whole = [(first, last) for first, last in bounds[start::step] if self._train or first < last]
         return order, [share_of(first, last, rank, ranks) for first, last in whole], whole
 
-    def _all_but_known(self, lost: Mapping[int, str], asked: Tensor) -> None:
-        """Raise DataError where some of what was `asked` for could not be read, and nobody knew of that."""
-        for position, message in lost.items():
-            if int(asked[position]) not in self.corrupt:
-                raise unreadable(message)
+    def _lose(self, lost: Mapping[int, str], asked: Tensor) -> None:
+        """Take note of what was `asked` for and could not be read. Raises DataError where nothing may be left out."""
+        if lost and self._on_corrupt == "fail":
+            raise unreadable(next(iter(lost.values())))
+        self.corrupt = {int(asked[position]): why for position, why in lost.items()} | self.corrupt
 
     def _left(self, lost: Mapping[int, str], asked: Tensor, *, shared: bool) -> Tensor:
         """Where in a batch that was `asked` for the others are, once some could not be read that nobody knew of."""
-        message = next(iter(lost.values()))
-        if self._on_corrupt == "fail":
-            raise unreadable(message)
-        self.corrupt |= {int(asked[position]): why for position, why in lost.items()}
+        self._lose(lost, asked)
         if len(lost) == len(asked) and self._train and not shared:
-            raise unreadable(f"of a batch of {len(asked)} images none can be read; {message}")
+            raise unreadable(f"of a batch of {len(asked)} images none can be read; {next(iter(lost.values()))}")
         return torch.tensor([position for position in range(len(asked)) if position not in lost], dtype=torch.int64)
 
 

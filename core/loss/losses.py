@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -83,23 +83,33 @@ def loss_notes(spec: LossSpec, dataset: Dataset, model: str) -> Iterator[str]:
 def check_steps(loss: nn.Module, spec: JobSpec, dataset: Dataset) -> None:
     """Raise SpecError where all images of some step are of classes that weigh nothing: its loss would be no number.
 
-    `loss` is that of `make_loss`. It is looked for in each epoch's own order, and only where there are such classes at all.
+    `loss` is that of `make_loss`.
     """
-    labels = dataset.train.labels
+    if (step := bare_step(loss, spec, dataset.train.labels)) is not None:
+        raise SpecError.at(
+            _weighing(spec.loss),
+            f"in step {step} every image is of a class that weighs nothing: it has no loss; take a larger loader.batch_size, or "
+            "a weight above 0",
+        )
+
+
+def bare_step(loss: nn.Module, spec: JobSpec, labels: Tensor, without: Collection[int] = ()) -> int | None:
+    """The first step of which all images weigh nothing, but those that it goes `without`; None where there is no such step.
+
+    It is looked for in each epoch's own order, and only where there are such classes at all.
+    """
     each = weights(loss, labels)
     if each is None or bool((weighs := each != 0).all()):
-        return
+        return None
+    weighs[list(without)] = False
     windows = step_windows(len(labels), spec.loader, spec.training.accumulate)
     ends = torch.tensor([(window[0][1][0], window[-1][1][1]) for window in windows]).reshape(-1, 2)
     for epoch in range(spec.training.epochs):
         order = epoch_order(len(labels), spec.training.seed if spec.loader.shuffle else None, epoch)
         before = functional.pad(weighs[order].cumsum(0), (1, 0))
         if bare := (before[ends[:, 1]] == before[ends[:, 0]]).nonzero().flatten().tolist():
-            raise SpecError.at(
-                _weighing(spec.loss),
-                f"in step {epoch * len(windows) + bare[0]} every image is of a class that weighs nothing: it has no loss; take a "
-                "larger loader.batch_size, or a weight above 0",
-            )
+            return epoch * len(windows) + int(bare[0])
+    return None
 
 
 def check_outputs(spec: LossSpec, model: str) -> None:

@@ -173,12 +173,13 @@ class Featured:
     ) -> Iterator[tuple[Any, Tensor]]:
         """As the loader's, with features for images; they are made at the first call."""
         shares = {"step": step, "rank": rank, "ranks": ranks}
+        if self._backbone.holds:  # before it is asked what is in which batch: an image may prove to be unreadable only now
+            self._made = self._made or self._backbone.of(self._loader)
         for number, indices in enumerate(self._loader.indices(epoch, start, **shares)):
             if not self._backbone.holds:
                 self._made = []
                 yield from self._loader.batches(epoch, start + number * step, **shares)
                 return
-            self._made = self._made or self._backbone.of(self._loader)
             made = [one.index_select(0, indices) for one in self._made]
             yield Features(made, partial(self._loader.images, indices)), self._loader.labels.index_select(0, indices)
 

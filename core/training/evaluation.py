@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from core.data.images import sendable
-from core.events import EvaluationData, HardSample, shortest
+from core.events import EvaluationData, HardSample, number, shortest
 from core.loss.means import LossFunction, counted, summed
 from core.models.outputs import logits_of
 from core.spec import Task
@@ -77,7 +77,8 @@ def evaluate(
     loss, weight, samples = ranks.total(totals).tolist()
     tally = tally or tally_of(task, 1, device, ranks, loss_fn)
     with quiet():
-        figures = {"loss": loss / weight if weight else math.nan, **tally.figures()}
+        measured = {name: number(shortest(value)) for name, value in tally.figures().items()}
+        figures = {"loss": loss / weight if weight else math.nan, **measured}
     return Evaluation(task, int(samples), figures, tally.detail(), hardest.told(ranks, tally))
 
 

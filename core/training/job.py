@@ -80,16 +80,11 @@ def fit(
             keeper.share()
             yield from _at(progress.step, listing.new(progress.step))
             while not keeper.over(progress):
-                epoch, begun = progress.epoch, progress.step
                 try:
                     progress = yield from _epoch(keeper, progress)
                 except DivergedError as error:
                     progress = yield from recovery.recover(error)
                     yield from _at(progress.step, listing.again(progress.step))
-                    continue
-                if spec.dataset.corrupt == "skip":
-                    agree(job.train, ranks.gather)
-                    yield from _at(progress.step, (*listing.new(begun), *listing.total(epoch)))
         finally:
             recovery.close()
             job.train.close()
@@ -131,12 +126,13 @@ def _epoch(keeper: Keeper, progress: Progress) -> Generator[Iteration | tuple[in
         yield progress.step, written
         start = time.perf_counter() - seconds
     done = replace(progress, step=end, epoch=epoch + 1, tally=Tally(), seconds=0.0, watched=watch.state)
-    return (yield from _validate(keeper, done, figure(losses.mean()), time.perf_counter() - start))
+    return (yield from _validate(keeper, done, figure(losses.mean()), time.perf_counter() - start, begun))
 
 
 def _evaluated(job: Prepared) -> Evaluation:
-    """The validation; once more, where a rank could not read some image of it that the others do not know of."""
+    """The validation; once more, where some image of it could no longer be read: no rank knew that when it was shared out."""
     while True:
+        known = len(job.validation.corrupt)
         found = evaluate(
             job.model,
             job.validation,
@@ -146,14 +142,19 @@ def _evaluated(job: Prepared) -> Evaluation:
             classes=len(job.dataset.classes),
             runs=job.recipe,
         )
-        if job.spec.dataset.corrupt != "skip" or not agree(job.validation, job.ranks.gather):
+        if job.spec.dataset.corrupt == "skip":
+            agree(job.validation, job.ranks.gather)
+        if len(job.validation.corrupt) == known:
             return found
 
 
 def _validate(
-    keeper: Keeper, progress: Progress, mean: Figure, seconds: float
-) -> Generator[tuple[int, Data], None, Progress]:  # fmt: skip
-    """The end of an epoch whose training took `seconds`. Raises DivergedError once it was told, where its loss is no number."""
+    keeper: Keeper, progress: Progress, mean: Figure, seconds: float, begun: int
+) -> Generator[tuple[int, Data], None, Progress]:
+    """The end of an epoch whose training took `seconds`, from step `begun` on.
+
+    Raises DivergedError once it was told, where its loss is no number. The checkpoint comes last: a pause may end the job there.
+    """
     job, watch = keeper.job, keeper.recovery.watch
     with job.recipe.final():
         found = _evaluated(job)
@@ -173,6 +174,9 @@ def _validate(
     watch.validated(progress.step, progress.last_epoch, found.figures["loss"])
     if watch.trouble is not None:
         raise watch.trouble.error()
+    if job.spec.dataset.corrupt == "skip":
+        agree(job.train, job.ranks.gather)
+        yield from _at(progress.step, (*keeper.listing.new(begun), *keeper.listing.total(progress.last_epoch)))
     if (rule := keeper.stops(progress)) is not None:
         yield progress.step, rule
     figures: dict[str, Figure] = {"mean_loss": mean, **validation}

@@ -33,26 +33,26 @@ Gather = Callable[[dict[int, str]], list[dict[int, str]]]
 """What each rank has, in order: `core.training.ranks.Ranks.gather`."""
 
 
-def agree(loader: Split, gather: Gather) -> bool:
-    """Leave out what any rank cannot read: batches, and so the shares of each, are the same on all. Collective.
-
-    Whether one of them has heard of something new by that.
-    """
-    told = gather(loader.corrupt)
+def agree(loader: Split, gather: Gather) -> None:
+    """Leave out what any rank cannot read: batches, and so the shares of each, are the same on all. Collective."""
     found: dict[int, str] = {}
-    for one in told:
+    for one in gather(loader.corrupt):
         found |= one
-    new = any(one.keys() != found.keys() for one in told)
     if found:
         loader.leave_out({index: loader.corrupt.get(index, found[index]) for index in sorted(found)})
-    return new
 
 
-def check(train: Loader, validation: Loader, epochs: int, on_one: Callable[[], bool]) -> None:
+def check(
+    train: Loader, validation: Loader, epochs: int, on_one: Callable[[], bool], bare: Callable[[], str | None] = lambda: None
+) -> None:
     """Refuse now what would fail in some later epoch: a batch with no image left, or with one, where a model needs two.
 
-    `on_one`: whether the model trains on a batch of one. Raises DataError.
+    `on_one`: whether the model trains on a batch of one. `bare` says which images there are that weigh nothing in the loss, where
+    those that are left are all like that. Raises DataError.
     """
+    if (train.corrupt or validation.corrupt) and (said := bare()) is not None:
+        count = len(train.corrupt) + len(validation.corrupt)
+        raise DataError(f"{count} {'image' if count == 1 else 'images'} cannot be read, and without them {said}", _MEND)
     if not sum(validation.sizes()):
         raise DataError(f"none of the {len(validation.corrupt)} validation images can be read", _MEND)
     planned = [last - first for first, last in train.bounds]

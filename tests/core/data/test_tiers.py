@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from core import prepare as preparing
 from core.data import placing
 from core.data.batches import make_loader
 from core.data.datasets import open_dataset
@@ -303,15 +304,14 @@ def test_a_file_that_goes_in_mid_epoch(places, pets, load, tier, corrupt):
     else:
         assert [len(labels) for _, labels in [*got, *batches]] == [4, 4, 3, 4, 4, 2]
         assert list(loader.corrupt) == [gone]
-        assert not agree(loader, Ranks().gather)
+        agree(loader, Ranks().gather)
         assert (loader.sizes(0), loader.samples) == ([4, 4, 3, 4, 4, 2], 21), "from then on it is known"
 
 
 def test_what_one_rank_cannot_read_is_left_out_by_all(pets, load):
     loader = load(pets().train, corrupt="skip")
     loader.leave_out({7: "cannot be read here"})
-    assert agree(loader, lambda mine: [{2: "cannot be read there", 7: "nor there"}, mine])
-    assert not agree(loader, lambda mine: [mine, mine]), "nobody hears of anything new"
+    agree(loader, lambda mine: [{2: "cannot be read there", 7: "nor there"}, mine])
     assert loader.corrupt == {2: "cannot be read there", 7: "cannot be read here"}
     assert sum(loader.sizes(0)) == 20
 
@@ -407,6 +407,77 @@ def test_the_features_of_a_frozen_backbone_go_without_them_too(places, pets, loa
         labels = [targets.tolist() for _, targets in made.train.batches(epoch)]
         assert labels == [targets.tolist() for _, targets in plain.batches(epoch)]
         assert [len(one) for one in labels] == made.train.sizes(epoch)
+
+
+@pytest.mark.parametrize("corrupt", ["fail", "skip"])
+def test_a_file_that_goes_while_features_are_made(places, pets, load, tiny_spec, monkeypatch, corrupt):
+    images = pets().train
+    monkeypatch.setattr(preparing, "tiers_of", lambda *_: dict.fromkeys(("train", "validation"), Tier("streaming", 0, "")))
+    spec = tiny_spec(
+        epochs=2,
+        dataset={"source": "folder:pets", "image_size": 8, "corrupt": corrupt},
+        loader={"batch_size": 8},
+        optimizer={"groups": [{"params": ["0.*", "1.*"], "freeze": True}]},
+    )
+    made = prepare(spec, places, CPU)
+    assert isinstance(made.train, Featured)
+    gone = int(made.train.kept(0)[0])
+    (places.inputs / "pets" / images.name(gone)).unlink()
+    if corrupt == "fail":
+        with pytest.raises(DataError, match=f"^the image {images.name(gone)} cannot be read"):
+            next(made.train.batches(0))
+        return
+    labels = [targets.tolist() for _, targets in made.train.batches(0)]
+    assert list(made.train.corrupt) == [gone]
+    plain = load(images, "streaming", corrupt="skip", batch_size=8)
+    assert labels == [targets.tolist() for _, targets in plain.batches(0)]
+
+
+def test_where_one_rank_streams_all_look_out_for_what_it_can_no_longer_read(places, pets, tiny_spec):
+    pets()
+    spec = tiny_spec(dataset={"source": "folder:pets", "image_size": 8, "corrupt": "skip"})
+
+    class Second(Ranks):
+        def gather(self, mine):
+            return [True, mine] if isinstance(mine, bool) else [mine, mine]
+
+    assert [prepare(spec, places, CPU, ranks).train.may_lose for ranks in (Ranks(), Second())] == [False, True]
+
+
+def test_what_is_left_must_weigh_something(places, pets, tiny_spec):
+    pets()
+    for kind, kept in (("cats", 1), ("dogs", 12)):
+        for path in sorted((places.inputs / "pets" / kind).iterdir())[kept:]:
+            path.write_bytes(b"")
+    spec = tiny_spec(
+        dataset={"source": "folder:pets", "image_size": 8, "corrupt": "skip"},
+        loader={"batch_size": 12},
+        loss={"name": "CrossEntropyLoss", "weight": [1.0, 0.0]},
+    )
+    with pytest.raises(DataError, match=r"^\d+ images cannot be read, and without them (in step 1|every validation image)"):
+        prepare(spec, places, CPU)
+
+
+def test_a_pause_at_an_epochs_checkpoint_comes_after_what_the_epoch_went_without(places, pets, tiny_spec, tmp_path):
+    images = pets().train
+    streaming = places.model_copy(update={"resident_bytes": 0, "image_cache_bytes": 0})
+    spec = tiny_spec(
+        epochs=2,
+        dataset={"source": "folder:pets", "image_size": 8, "corrupt": "skip"},
+        loader={"batch_size": 8, "shuffle": False},
+    )
+    told = []
+    for event in fit(spec, streaming, tmp_path / "job"):
+        if isinstance(event, Iteration):
+            (places.inputs / "pets" / images.name(20)).unlink(missing_ok=True)
+            continue
+        told.append(event[1])
+        if event[1].kind == "checkpoint":
+            break
+    assert [one.samples for one in told if isinstance(one, LeftOutData)] == [[20]]
+    assert "epoch 1 went without 1 training image that cannot be read" in [
+        one.message for one in told if isinstance(one, LogData)
+    ]
 
 
 def test_a_long_list_ends_with_how_many_more(pets, load):

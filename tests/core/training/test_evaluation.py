@@ -60,6 +60,11 @@ def test_of_classes_top1_and_top5_are_shares_of_all_samples() -> None:
     assert list(found(outputs[:, :5], targets % 5, nn.CrossEntropyLoss()).figures) == ["loss", "top1"]
 
 
+def test_a_share_is_told_as_a_person_would_write_it() -> None:
+    outputs, targets = torch.eye(10), torch.tensor([0, *range(2, 10), 1])
+    assert found(outputs, targets, nn.CrossEntropyLoss()).figures["top1"] == 0.1
+
+
 def test_targets_with_one_1_a_row_are_classes() -> None:
     outputs, targets = drawn(20, 7), labels(7, 20)
     told = found(outputs, targets, nn.CrossEntropyLoss())
