@@ -2,18 +2,24 @@
 
 A change takes effect between two steps. Its `step` counts the optimizer steps completed before it: the optimizer's step of that
 number, from 0, is the first with the new values.
+
+A job that goes back does again, at their steps, the changes that are beyond the checkpoint. Where a rule took it back, and cut
+every lr there, it cuts what they ask of lr as well; and a newer change, done before they come again, takes the place of what it
+changes too.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, ValidationError
 
 from core.errors import Fault, SpecError, did_you_mean, pointer_of
+from core.events import AdjustedData, RewoundData, Row, RuleData, fold, rollbacks
 from core.spec import Hyperparameters, faults_of
 
 RULES = "divergence"
@@ -47,7 +53,9 @@ class TimedPatch(GroupPatch):
 class Adjustment:
     """Other values for one group, from a step on; `step` is None: as soon as may be. `by` says who asked for it.
 
-    With a `factor` lr is multiplied with it, in the rest of its schedule too; `changes` says what it is then.
+    With a `factor` lr is multiplied with it, in the rest of its schedule too; `changes` says what it is then. `order` tells which
+    was done first, however often it was done again since; None: it was not done yet. `cuts` are the rollbacks since then, as the
+    step that training went back to and the factor.
     """
 
     group: str
@@ -56,6 +64,15 @@ class Adjustment:
     by: str = "code"
     id: int | None = None
     factor: float | None = None
+    order: int | None = field(default=None, compare=False)
+    cuts: Sequence[tuple[int, float]] = field(default=(), compare=False)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What it changes to: `changes`, with lr as it was cut."""
+        if not self.cuts or "lr" not in self.changes:
+            return self.changes
+        return {**self.changes, "lr": reduce(lambda lr, cut: lr * cut[1], self.cuts, self.changes["lr"])}
 
 
 def patch_of(values: Mapping[str, Any]) -> TimedPatch:
@@ -80,6 +97,46 @@ def check(changes: Mapping[str, Any], hyperparameters: Mapping[str, Any], optimi
     if hyperparameters.get("nesterov") and changes.get("momentum") == 0:
         faults.append(Fault("/momentum", "nesterov needs a momentum above 0"))
     return faults
+
+
+class Told:
+    """What a job's log tells of them, from its rows of these `kinds` in `seq` order."""
+
+    kinds = frozenset({AdjustedData.kind, RewoundData.kind, RuleData.kind})
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        done = [row for row in rows if row.kind == AdjustedData.kind]
+        self._folded = [row for row in fold(rows) if row.kind == AdjustedData.kind]
+        self._done = [row for row in done if not row.data["refused"]]
+        self._cuts = rollbacks(rows)
+        self._first: dict[int, Row] = {}
+        for row in self._done:
+            if row.data["id"] is not None:
+                self._first.setdefault(row.data["id"], row)
+
+    def history(self) -> list[Adjustment]:
+        """What an attempt has to do again: what holds, and what is void, but for the cuts of rules: they are decided anew.
+
+        By step, and for one step in the order in which they were done.
+        """
+        valid = [self._of(row) for row in self._folded if not row.data["refused"]]
+        return sorted([*valid, *self.void()], key=lambda one: one.step or 0)
+
+    def void(self) -> list[Adjustment]:
+        """What people have asked for, was done, and is void, oldest first: it is done again at its step."""
+        valid = {row.data["id"] for row in self._folded}  # refused ones too: they come no more
+        last = {row.data["id"]: row for row in self._done if row.data["id"] is not None}
+        return sorted((self._of(row) for number, row in last.items() if number not in valid), key=lambda one: one.id or 0)
+
+    def _of(self, row: Row) -> Adjustment:
+        """As it was first done, and what became of it: a rollback cuts anew what it has made void."""
+        data, first = row.data, self._first.get(row.data["id"], row)
+        changes = {key: change["to"] for key, change in first.data["changes"].items()}
+        cuts = [(cut.step, cut.factor) for cut in self._cuts if cut.seq > first.seq and cut.step < data["step"]]
+        return Adjustment(
+            data["group"], changes, data["step"], data["by"], data["id"], data.get("factor"), first.seq,
+            cuts if data["by"] != RULES else (),
+        )  # fmt: skip
 
 
 class Adjustments:
@@ -111,12 +168,43 @@ class Adjustments:
         later = [one for one in self.done if (one.step or 0) > step]
         self.done = self.done[: len(self.done) - len(later)]
         with self._lock:
-            self._waiting[:0] = [one for one in later if one.by != RULES]
+            again = [*(one for one in later if one.by != RULES), *self._waiting]
+            self._waiting = [replace(one, cuts=[cut for cut in one.cuts if cut[0] <= step]) if one.cuts else one for one in again]
         return list(self.done)
 
-    def did(self, adjustment: Adjustment) -> None:
-        """It was done, after all those before, at its step."""
+    def did(self, adjustment: Adjustment) -> Adjustment:
+        """It was done, after all those before, at its step; as it is from here on, with its `order`."""
+        if adjustment.order is None:
+            newest = max((one.order or 0 for one in (*self.done, *self._waiting)), default=0)
+            adjustment = replace(adjustment, order=newest + 1)
         self.done.append(adjustment)
+        return adjustment
+
+    def cut(self, step: int, factor: float) -> None:
+        """A rule has taken the job back to `step` and cut every lr: so it is with those that are to be done again."""
+        with self._lock:
+            self._waiting = [
+                replace(one, cuts=[*one.cuts, (step, factor)]) if one.order is not None else one for one in self._waiting
+            ]
+
+    def supersede(self, newer: Adjustment, covers: Callable[[str], bool]) -> list[Adjustment]:
+        """Once `newer` was done: what waits to be done again, and was first done before it, has lost the same keys.
+
+        `covers` says of a group's name whether `newer` meant all of that. Those of which nothing is left, which wait no more.
+        """
+        if newer.order is None or newer.by == RULES:
+            return []
+        kept, gone = [], []
+        with self._lock:
+            for one in self._waiting:
+                older = one.order is not None and one.order < newer.order and covers(one.group)
+                left = {key: value for key, value in one.changes.items() if not older or key not in newer.changes}
+                if left:
+                    kept.append(replace(one, changes=left))
+                else:
+                    gone.append(one)
+            self._waiting = kept
+        return gone
 
     @property
     def waits(self) -> bool:

@@ -7,20 +7,20 @@ void is not lost: an attempt is told of all that the log has, and does them agai
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
-import orjson
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from core.adjustments import RULES, Adjustment
-from core.events import AdjustedData, GroupsData
+from core.adjustments import RULES, Adjustment, Told
+from core.events import GroupsData
 from store.clock import now
 from store.commands import Pending, unfinished
 from store.errors import Conflict
-from store.events import folded, latest
+from store.events import latest, of_kinds
 from store.jobs import get
-from store.tables import Command, EventRecord, Job
+from store.tables import Command, Job
 
 
 def open_job(session: Session, job_id: int) -> Job:
@@ -71,7 +71,7 @@ def done(session: Session, job_id: int) -> list[Adjustment]:
 
     Those that were refused are not among them: they have changed nothing.
     """
-    return [one for one in history(session, job_id) if one.by != RULES]
+    return [replace(one, changes=one.values, order=None, cuts=()) for one in history(session, job_id) if one.by != RULES]
 
 
 def history(session: Session, job_id: int) -> list[Adjustment]:
@@ -79,24 +79,15 @@ def history(session: Session, job_id: int) -> list[Adjustment]:
 
     By step, and for one step in the order in which they were done.
     """
-    valid = [_told(row.data) for row in folded(session, job_id, {AdjustedData.kind}) if not row.data["refused"]]
-    return sorted([*valid, *_void(session, job_id)], key=lambda one: one.step or 0)
-
-
-def _void(session: Session, job_id: int) -> list[Adjustment]:
-    """What people have asked for, was done, and is void, oldest first: it is done again at its step."""
-    valid = {row.data["id"] for row in folded(session, job_id, {AdjustedData.kind})}
-    kind = EventRecord.job_id == job_id, EventRecord.kind == AdjustedData.kind
-    told = map(orjson.loads, session.scalars(select(EventRecord.data).where(*kind)))
-    found = {data["id"]: _told(data) for data in told if not data["refused"] and data["id"] is not None}
-    return sorted((one for one in found.values() if one.id not in valid), key=lambda one: one.id or 0)
+    return Told(of_kinds(session, job_id, Told.kinds)).history()
 
 
 def pending(session: Session, job: Job) -> list[Adjustment]:
     """What is to come: those that are asked for, and those that a rewind made void and that are done again at their steps."""
     if job.ended_at is not None:
         return []
-    return sorted([*_void(session, job.id), *asked(session, job.id)], key=lambda one: one.id or 0)
+    void = [replace(one, changes=one.values) for one in Told(of_kinds(session, job.id, Told.kinds)).void()]
+    return sorted([*void, *asked(session, job.id)], key=lambda one: one.id or 0)
 
 
 def table(session: Session, job_id: int) -> dict[str, Any] | None:
@@ -111,8 +102,3 @@ def table(session: Session, job_id: int) -> dict[str, Any] | None:
 
 def _of(number: int, by: str, payload: dict[str, Any]) -> Adjustment:
     return Adjustment(**payload, by=by, id=number)
-
-
-def _told(data: dict[str, Any]) -> Adjustment:
-    changes = {key: change["to"] for key, change in data["changes"].items()}
-    return Adjustment(data["group"], changes, data["step"], data["by"], data["id"], data.get("factor"))

@@ -27,7 +27,7 @@ from core.events.kinds import (
     StateData,
     chunk,
 )
-from core.events.log import Firing, Row, best, firings, fold, retained, validated, without
+from core.events.log import Firing, Rollback, Row, best, firings, fold, retained, rollbacks, validated, without
 from core.events.reports import (
     Adapter,
     Count,
@@ -73,6 +73,7 @@ __all__ = [
     "ModuleCount",
     "ParameterRow",
     "RewoundData",
+    "Rollback",
     "Row",
     "RuleData",
     "SourceEntry",
@@ -90,6 +91,7 @@ __all__ = [
     "number",
     "present",
     "retained",
+    "rollbacks",
     "shortest",
     "validated",
     "without",

@@ -130,7 +130,7 @@ class AdjustedData(Data):
     factor: float | None = Field(
         default=None, description="Of a rule's cut: what lr is multiplied with at this step, and in the rest of its schedule."
     )
-    refused: str | None = Field(default=None, description="Why it could not be done; nothing has changed then.")
+    refused: str | None = Field(default=None, description="Why it was not done, or is not done again; nothing has changed then.")
 
 
 class RuleData(Data):

@@ -104,6 +104,30 @@ def firings(rows: Iterable[Row]) -> list[Firing]:
     return held
 
 
+class Rollback(NamedTuple):
+    """A rule of `training.divergence` has taken the job back to a step, and cut every lr there."""
+
+    seq: int
+    step: int
+    factor: float
+
+
+def rollbacks(rows: Iterable[Row]) -> list[Rollback]:
+    """Those that hold, from the `adjusted`, `rule` and `rewound` events of a log in `seq` order."""
+    held: list[Rollback] = []
+    factor: float | None = None
+    for row in rows:
+        if row.kind == RewoundData.kind:
+            held, factor = [one for one in held if one.step <= row.data["to_step"]], None
+        elif row.kind == AdjustedData.kind:
+            factor = row.data.get("factor")
+        else:
+            if row.data["action"] == "rollback" and factor is not None:
+                held.append(Rollback(row.seq, row.step, factor))
+            factor = None
+    return held
+
+
 def retained(checkpoints: Sequence[dict[str, Any]], keep_last: int, keep_best: int, metric: str | None) -> list[int]:
     """The steps of the checkpoints to keep: the last `keep_last`, and the best `keep_best` by `metric` (ties: the earlier).
 

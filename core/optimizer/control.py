@@ -7,7 +7,7 @@ it: a job that goes on from a checkpoint has the same, bit for bit, as one that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,8 @@ from core.optimizer.assignment import Group
 from core.optimizer.freezing import freeze
 from core.optimizer.groups import adjusted, regroup
 from core.optimizer.schedules import hear
+
+_NEWER = "it was to be done again at its step; a newer change of the same has taken its place"
 
 
 class GroupControl:
@@ -46,6 +48,7 @@ class GroupControl:
         """
         for one in self.adjustments.settled(step):
             self._do(one, one.step or 0, again=True)
+            self.adjustments.supersede(one, self._covered_by(one))
 
     def restart(self) -> None:
         """Bring the groups to where they began."""
@@ -59,19 +62,37 @@ class GroupControl:
         hear(self._optimizer, history)
 
     def due(self, step: int) -> list[AdjustedData]:
-        """Do what is due once `step` steps are completed; what was done. What cannot be done changes nothing, and says why."""
-        return [self._tell(one, step) for one in self.adjustments.due(step)]
+        """Do what is due once `step` steps are completed; what was done. What cannot be done changes nothing, and says why.
+
+        So does what was to be done again at a later step, once a newer change has taken its place.
+        """
+        return [told for one in self.adjustments.due(step) for told in self._tell(one, step)]
 
     def scale(self, factor: float, step: int, by: str) -> list[AdjustedData]:
         """Multiply the lr of every group once `step` steps are completed, and what its schedule has from there on."""
         names = [group.name for group in self.groups]
-        return [self._tell(Adjustment(name, {}, step, by, factor=factor), step) for name in names]
+        return [told for name in names for told in self._tell(Adjustment(name, {}, step, by, factor=factor), step)]
 
-    def _tell(self, one: Adjustment, step: int) -> AdjustedData:
+    def _tell(self, one: Adjustment, step: int) -> list[AdjustedData]:
         told = self._do(one, step)
-        if not told.refused:
-            self.adjustments.did(replace(one, changes={key: change.to for key, change in told.changes.items()}))
-        return told
+        if told.refused:
+            return [told]
+        if one.factor is not None:  # what the lr is then is as much a part of it
+            one = replace(one, changes={key: change.to for key, change in told.changes.items()})
+        one = self.adjustments.did(one)
+        gone = self.adjustments.supersede(one, self._covered_by(one))
+        return [
+            told,
+            *(AdjustedData(id=old.id, group=old.group, step=step, by=old.by, changes={}, refused=_NEWER) for old in gone),
+        ]
+
+    def _covered_by(self, one: Adjustment) -> Callable[[str], bool]:
+        """Whether all groups of a name are among those that an adjustment means."""
+
+        def meant(name: str) -> set[str]:
+            return {group.name for group in self.groups if name in (group.name, group.of)}
+
+        return lambda name: meant(name) <= meant(one.group)
 
     def _do(self, one: Adjustment, step: int, *, again: bool = False) -> AdjustedData:
         """`again`: it was done once already, in an epoch of which groups that stand at their beginning know nothing."""
@@ -80,6 +101,8 @@ class GroupControl:
         if one.factor is not None and chosen:  # each part of a group has its own lr to multiply
             chosen = [group for group in chosen if group.name == one.group]
             one = replace(one, changes=one.changes or {"lr": one.factor * self._value(chosen[0], "lr", step)})
+        else:
+            one = replace(one, changes=one.values)
         reason = self._misfit(one, chosen)
         after = self.groups if reason else _after(self.groups, chosen, one, step)
         reason = reason or (None if again else self._halt(after))

@@ -10,7 +10,7 @@ import math
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from core.errors import DivergedError, NonFiniteLossError
@@ -27,7 +27,7 @@ class Trouble:
     """A rule that has fired."""
 
     rule: Literal["nan", "inf", "spike"]
-    action: Literal["stop", "pause", "cut_lr", "rollback"]
+    action: Literal["stop", "pause", "cut_lr", "rollback", "none"]
     first: int
     """The step of the first loss that was amiss: the weights that it was computed with are under suspicion."""
     step: int
@@ -44,6 +44,10 @@ class Trouble:
         return RuleData(
             rule=self.rule, action=self.action, step=self.step, value=self.value, limit=self.limit, message=message
         )  # fmt: skip
+
+    def missed(self, why: str) -> RuleData:
+        """The event of a cut that was decided, and is not made."""
+        return replace(self, action="none").told(f"no lr was cut, as {why}")
 
     def error(self) -> DivergedError:
         """As the failure that it is where nothing is done about it."""
@@ -128,6 +132,11 @@ class Watch:
         """The cut that is to be made once `step` steps are completed."""
         if self._cut is None or self._cut.at > step:
             return None
+        cut, self._cut = self._cut, None
+        return cut
+
+    def missed(self) -> Trouble | None:
+        """The cut that is decided and not made, where training does not get to its step."""
         cut, self._cut = self._cut, None
         return cut
 

@@ -177,6 +177,8 @@ def _validate(
     if job.spec.dataset.corrupt == "skip":
         agree(job.train, job.ranks.gather)
         yield from _at(progress.step, (*keeper.listing.new(begun), *keeper.listing.total(progress.last_epoch)))
+    if keeper.over(progress):
+        yield from _at(progress.step, keeper.recovery.end())
     if (rule := keeper.stops(progress)) is not None:
         yield progress.step, rule
     figures: dict[str, Figure] = {"mean_loss": mean, **validation}

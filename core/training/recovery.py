@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from core.training.progress import Progress
 from core.training.readback import lag_of
 
 _BEGINNING = ".beginning"
+_OVERTAKEN = "what follows came before that"
 
 Story = Generator[tuple[int, Data], None, Progress]
 """Events, and then how far the job is."""
@@ -74,13 +75,18 @@ class Recovery:
         trouble, used = self.watch.trouble, self.watch.used
         if trouble is None:
             raise error
+        missed = self.watch.missed()
         if trouble.action == "stop":
+            if missed:
+                yield self.watch.heard, missed.missed(_OVERTAKEN)
             yield self.watch.heard, trouble.told()
             raise error
         if trouble.action == "pause":
             step = max((step for step in self._known if step < trouble.first), default=0)
             message = f"paused at step {step}; change what it takes, and resume the job"
             yield step, RewoundData(to_step=step)
+            if missed and missed.step >= step:  # else it is ahead again
+                yield step, missed.missed(_OVERTAKEN)
             yield step, trouble.told(message)
             raise HaltedError(f"{trouble.message}: {message}")
         before = [self._known[step] for step in sorted(self._known, reverse=True) if step < trouble.first]
@@ -88,9 +94,16 @@ class Recovery:
         self._control.restart()
         progress = yield from self._go_on([*before, self._directory / _BEGINNING / "0"], anew=False)
         self._control.begin(progress.epoch, progress.history)
+        if missed and missed.step >= progress.step:
+            yield progress.step, missed.missed(_OVERTAKEN)
         for event in self._cut(trouble, progress.step, used + 1):
             yield progress.step, event
         return progress
+
+    def end(self) -> Iterator[RuleData]:
+        """The last step is done, and its loss heard."""
+        if missed := self.watch.missed():
+            yield missed.missed("the job ends before that")
 
     def close(self) -> None:
         """The job is over: nobody goes back to its beginning."""
@@ -147,6 +160,8 @@ class Recovery:
         """Every lr, from `step` on; the rule's own event comes last, for those who store them together."""
         factor, back = self._rules.lr_factor, trouble.action == "rollback"
         adjusted = self._control.scale(factor, step, RULES) if factor != 1 else []
+        if adjusted and back:
+            self._control.adjustments.cut(step, factor)
         self.watch.acted(trouble, step, nth)
         done = [f"back to step {step}"] * back + [f"every lr times {factor:g}"] * bool(adjusted)
         return [*adjusted, trouble.told(f"{' and '.join(done)} ({nth} of {self._rules.times})")]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from sklearn import datasets
 
-from core.adjustments import RULES, Adjustment, Adjustments
+from core.adjustments import RULES, Adjustment, Adjustments, Told
 from core.errors import NonFiniteLossError
 from core.events import CheckpointData, Data, Iteration, Row, chunk, firings, fold, retained
 from core.places import Places
@@ -41,10 +41,11 @@ class Log:
     def run(self, places: Places, events: int = 10**9, **more: Any) -> Log:
         """An attempt, killed once it has said so many events; what it said of a firing not yet told whole is lost with it."""
         if self.attempts:
-            more |= {
+            more = {
                 "resume": self.kept(),
-                "adjustments": Adjustments(self.adjusted()),
+                "adjustments": Adjustments(Told(self.of(*Told.kinds)).history()),
                 "fired": firings(self.of("rule", "rewound")),
+                **more,
             }
         self.attempts += 1
         begin = len(self.rows)
@@ -74,13 +75,6 @@ class Log:
         written, rule = self.valid("checkpoint"), self.spec.checkpoint
         steps = retained(written, rule.keep_last, rule.keep_best, rule.metric)
         return [Path(data["path"]) for data in reversed(written) if data["step"] in steps]
-
-    def adjusted(self) -> list[Adjustment]:
-        return [
-            Adjustment(data["group"], {key: change["to"] for key, change in data["changes"].items()}, data["step"], data["by"],
-                       factor=data["factor"])
-            for data in self.valid("adjusted")
-        ]  # fmt: skip
 
     def story(self) -> dict[str, Any]:
         """All that must not depend on when it was killed: losses and lr, cuts, figures, the last checkpoint."""
@@ -175,7 +169,9 @@ def test_whenever_it_is_killed_nobody_can_tell(
     """Killed so many events after a firing, or before one, and once more soon after: a dozen short jobs."""
     whole = Log(spec(CUTS), tmp_path / "whole").run(places)
     back = [("rewound", 8), ("adjusted", 8), ("adjusted", 8), ("rule", 8)]
-    assert kinds(whole) == [*back, *back, ("adjusted", at), ("adjusted", at), ("rule", at)]
+    unmade = [("rule", 14)] if lag else []  # decided at a loss of the last steps, for a step that there is not
+    assert kinds(whole) == [*back, *back, ("adjusted", at), ("adjusted", at), ("rule", at), *unmade]
+    assert [row.data["action"] for row in whole.of("rule")][3:] == ["none"] * len(unmade)
     story = whole.story()
     fires = [index + 1 for index, row in enumerate(whole.rows) if row.kind == "rule"]
     for events in [fires[which] + more for which, more in places_of_death]:
@@ -264,6 +260,74 @@ def test_what_it_writes_after_it_went_back_replaces_nothing_that_the_log_tells_o
                 (tmp_path / "job/8/model.safetensors").write_bytes(b"damaged")
     assert told == ["2", "4", "6", "8", "10", "8.1", "10.1", "12.1", "14.1"]
     assert (tmp_path / "job/8/model.safetensors").read_bytes() == b"damaged"
+
+
+HIGH_LAST = {"name": "MultiStepLR", "per": "step", "milestones": [12], "gamma": 1e4}
+
+
+@pytest.mark.parametrize("lag", [0], indirect=True)
+@pytest.mark.parametrize(
+    ("schedule", "times", "said"),
+    [
+        (HIGH_LAST, 14, "the job ends before that"),
+        ({**HIGH_LAST, "milestones": [12, 13], "gamma": 1e12}, 14, "what follows came before that"),
+    ],
+)
+def test_a_spike_that_nothing_can_be_done_about_any_more_is_told(
+    spec: Spec, places: Places, tmp_path: Path, lag: int, schedule: dict[str, Any], times: int, said: str
+) -> None:
+    del lag
+    rules = {"spike": {"action": "cut_lr", "factor": 2, "window": 4, "patience": 1}}
+    log = Log(spec(rules, schedule=schedule), tmp_path)
+    with suppress(NonFiniteLossError):
+        log.run(places)
+    rule = log.valid("rule")[0]
+    assert (rule["rule"], rule["action"], rule["step"]) == ("spike", "none", 13)
+    assert rule["message"].endswith(f"no lr was cut, as {said}")
+    assert log.of("rule")[0].step == times
+
+
+# --- what people have changed --------------------------------------------------------------------------------------------------
+
+STEEP = Adjustment("head", {"lr": 1e60}, 9, "api", 7)
+
+
+def people(*adjustments: Adjustment) -> dict[str, Adjustments]:
+    asked = Adjustments()
+    for one in adjustments:
+        asked.ask(one)
+    return {"adjustments": asked}
+
+
+def test_a_rollback_cuts_what_people_have_asked_of_lr_beyond_it_too_and_whenever_it_is_killed_nobody_can_tell(
+    spec: Spec, places: Places, tmp_path: Path
+) -> None:
+    """1e60 times 1e-15 is still too much for a float32; it heals at the second time."""
+    job = spec({**HEALED, "lr_factor": 1e-15}, schedule=None)
+    whole = Log(job, tmp_path / "whole").run(places, **people(STEEP))
+    told = [(row.step, row.data["by"], row.data["changes"]["lr"]["to"]) for row in whole.of("adjusted")]
+    assert [(step, lr) for step, by, lr in told if by == "api"] == [(9, 1e60), (9, 1e60 * 1e-15), (9, 1e60 * 1e-15 * 1e-15)]
+    assert kinds(whole).count(("rule", 8)) == 2
+    places_of_death = [index for index, row in enumerate(whole.rows) if row.kind in ("adjusted", "rule", "rewound")]
+    for events in {place + more for place in places_of_death for more in (1, 2)}:
+        killed = Log(job, tmp_path / str(events)).run(places, events, **people(STEEP))
+        if not any(row.data.get("by") == "api" for row in killed.of("adjusted")):
+            continue  # nobody knows yet what was asked for
+        assert killed.run(places).story() == whole.story(), f"killed after {events} events"
+
+
+def test_a_newer_change_takes_the_place_of_what_would_come_again(spec: Spec, places: Places, tmp_path: Path) -> None:
+    log = Log(spec({"non_finite": "pause"}, schedule=None), tmp_path)
+    with pytest.raises(HaltedError, match="paused at step 8"):
+        log.run(places, **people(STEEP))
+    told = Adjustments(Told(log.of(*Told.kinds)).history())
+    told.ask(Adjustment("head", {"lr": 0.01}, None, "api", 8))
+    log.run(places, adjustments=told)
+    *_, newer, older = log.of("adjusted")
+    assert (newer.step, newer.data["id"], older.step, older.data["id"]) == (8, 8, 8, 7)
+    assert older.data["refused"] == "it was to be done again at its step; a newer change of the same has taken its place"
+    assert Told(log.of(*Told.kinds)).void() == []
+    assert log.valid("epoch")[-1]["epoch"] == 1, "it ended well"
 
 
 @pytest.mark.parametrize(("keep_last", "step"), [(2, 8), (1, 0)])
