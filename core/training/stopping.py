@@ -28,6 +28,7 @@ def stopped(rule: EarlyStoppingSpec | None, history: Sequence[Mapping[str, Figur
     waited = len(values) - 1 - at
     if waited < rule.patience:
         return None
+    row = "1 epoch" if waited == 1 else f"{waited} epochs"
     told = "was never a number" if at < 0 else f"is {sign * best:.6g}, of epoch {at + 1}"
     return RuleData(
         rule="early_stopping",
@@ -35,5 +36,5 @@ def stopped(rule: EarlyStoppingSpec | None, history: Sequence[Mapping[str, Figur
         step=step,
         value=figure(sign * values[-1]),
         limit=figure(sign * best) if at >= 0 else None,
-        message=f"the validation's {metric} got no better in {waited} epochs: the best {told}; the job ends here",
+        message=f"the validation's {metric} got no better in {row}: the best {told}; the job ends here",
     )

@@ -246,6 +246,9 @@ def test_better_is_lower_of_an_error_and_higher_of_a_share_and_the_task_says_whi
         rule="early_stopping", action="stop", step=12, value=3.0, limit=3.0,
         message="the validation's loss got no better in 2 epochs: the best is 3, of epoch 1; the job ends here",
     )  # fmt: skip
+    once = stopped(EarlyStoppingSpec(patience=1, metric="loss"), falling[:2], 8)
+    assert once is not None
+    assert "got no better in 1 epoch: the best" in once.message
     assert stopped(None, falling, 0) is None
 
 
