@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from core.adjustments import RULES, Adjustment, Adjustments
-from core.events import AdjustedData, Data, Iteration, LogData, chunk
+from core.events import AdjustedData, Data, Iteration, LogData, RuleData, chunk
 from sandbox.channel import Channel
 
 Level = Literal["info", "warning", "error"]
@@ -77,12 +77,16 @@ class Link:
                 self._flush()
 
     def event(self, step: int, data: Data) -> None:
-        """Send an event, after every loss before it. The cuts of a rule go with the rule's own event, or not at all."""
+        """Send an event, after every loss before it.
+
+        The cuts of a rule go with the rule's own event, or not at all; so does early stopping with the last checkpoint: who has
+        to write that once more tells it then.
+        """
         with self._lock:
             self._flush()
             self._step = step
             self._held.append(_message(step, data))
-            if isinstance(data, AdjustedData) and data.by == RULES:
+            if _waits_for_the_next(data):
                 return
             held, self._held = self._held, []
             self._channel.send(held[0] if len(held) == 1 else {"kind": SEVERAL, "events": held})
@@ -155,6 +159,10 @@ class Link:
         elif message["kind"] == "adjust":
             self.adjustments.ask(Adjustment(**message["adjustment"]))
         self._heard.set()
+
+
+def _waits_for_the_next(data: Data) -> bool:
+    return data.by == RULES if isinstance(data, AdjustedData) else isinstance(data, RuleData) and data.rule == "early_stopping"
 
 
 def _message(step: int, data: Data) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 
 from core.adjustments import Adjustment, Adjustments
 from core.errors import DiskFullError, SpecError, TrainingError, is_no_room
-from core.events import CheckpointData, Failure, FailureKind, Firing, Iteration
+from core.events import CheckpointData, Data, Failure, FailureKind, Firing, Iteration, RuleData, validated
 from core.places import Places
 from core.spec import JobSpec
 from core.training.distributed import is_lost, join
@@ -21,7 +21,7 @@ from sandbox.channel import Channel
 from worker.link import LOST, NO_DEVICE, CancelledError, Link, PausedError, sendable
 from worker.printed import Capture
 
-_NO_MEMORY = "out of memory", "can't allocate memory", "not enough memory"
+_NO_MEMORY = "out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed"  # the last: cuBLAS, cuDNN
 _LESS_MEMORY = "Take a smaller loader.batch_size (half is a good first step) or dataset.image_size, or freeze more of the model."
 _NOT_DETERMINISTIC = "does not have a deterministic implementation"
 _OTHER_BITS = "Put another operation in its place, or set training.deterministic to false; then runs may differ a little."
@@ -78,7 +78,7 @@ def _train(start: dict[str, Any], link: Link) -> None:
         spec, places, directory, device=device, ranks=ranks, resume=resume, adjustments=link.adjustments, publish=link.finish,
         halts=lambda: link.paused, fired=[Firing(*one) for one in start["fired"]],
     )  # fmt: skip
-    loses = False  # steps, where it were paused here: a pause waits for the checkpoint that it has written
+    loses = stops = False  # steps, where it were paused here: a pause waits for the checkpoint that it has written
     with closing(job):
         for item in job:
             if ranks.rank:  # rank 0 tells it, and waits for all
@@ -88,18 +88,29 @@ def _train(start: dict[str, Any], link: Link) -> None:
                 loses = True
             else:
                 link.event(*item)
-                loses = loses and not isinstance(item[1], CheckpointData)
-            if loses:
+                data = item[1]
+                loses = loses and not isinstance(data, CheckpointData)
+                stops = stops or (isinstance(data, RuleData) and data.rule == "early_stopping")
+            if loses or _is_last(data, spec, stops=stops):
                 link.finish()
             else:
                 link.wait()
+
+
+def _is_last(data: Data, spec: JobSpec, *, stops: bool) -> bool:
+    """Whether the job ends with this: a pause that is heard now comes too late. `stops`: early stopping was told."""
+    if not isinstance(data, CheckpointData) or not validated(data.figures):
+        return False
+    return stops or data.epoch + 1 == spec.training.epochs
 
 
 def _no_fault(error: Exception) -> dict[str, Any] | None:
     """The last word where it is no fault of the job's; None where it is."""
     if isinstance(error, NoDeviceError):
         return {"kind": NO_DEVICE, "message": sendable(str(error)[:1000])}
-    return {"kind": LOST} if is_lost(error) else None
+    if not is_lost(error) or _says_no_memory(error):
+        return None
+    return {"kind": LOST, "message": sendable(f"{type(error).__name__}: {error}"[:1000])}
 
 
 class NoDeviceError(Exception):
@@ -115,6 +126,8 @@ def _touch(device: torch.device) -> None:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, AssertionError) as error:  # an AssertionError: this torch is built without CUDA
+        if _says_no_memory(error):  # another process has it all; the device is sound
+            raise
         raise NoDeviceError(str(error).partition("\n")[0]) from error
 
 

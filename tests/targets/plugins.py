@@ -39,10 +39,10 @@ class Slow(Tiny):
 
 
 class SlowToValidate(Tiny):
-    """Its first validation takes a second, and says when it begins."""
+    """Its validations take a second, and say when they begin."""
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.passes == 51 and not self.training:
+        if self.passes % 52 == 51 and not self.training:
             self.passes += 1
             print("validating")
             time.sleep(1)
@@ -124,6 +124,14 @@ class RaisesOnRank(Tiny):
         print(f"pass {passes}")
         if os.environ["RANK"] == "1" and passes == 3:
             raise ZeroDivisionError("by rank 1")
+
+
+class LosesEachOther(Tiny):
+    """Each rank is told by NCCL that something is wrong, and none knows what."""
+
+    def act(self, passes: int) -> None:
+        if passes == 3:
+            raise torch.distributed.DistBackendError("NCCL error: unhandled system error, no space in /dev/shm")
 
 
 class Spill(Tiny):

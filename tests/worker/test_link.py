@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from core.adjustments import RULES
-from core.events import AdjustedData, EpochData, Iteration, RewoundData, RuleData
+from core.events import AdjustedData, CheckpointData, EpochData, Iteration, RewoundData, RuleData
 from sandbox import Channel
 from worker.link import CancelledError, Link, PausedError
 from worker.printed import Capture
@@ -113,6 +113,22 @@ def test_the_cuts_of_a_rule_go_with_its_own_event_or_not_at_all(supervisor: Chan
     messages = [supervisor.receive(2) for _ in range(3)]
     assert [message["kind"] for message in messages] == ["rewound", "several", "paused"]
     assert [one["kind"] for one in messages[1]["events"]] == ["adjusted", "adjusted", "rule"]
+
+
+def test_early_stopping_goes_with_the_last_checkpoint_or_not_at_all(
+    supervisor: Channel, link_of: Callable[[float], Link]
+) -> None:
+    link = link_of(FOREVER)
+    stops = RuleData(rule="early_stopping", action="stop", step=8, message="no better")
+    saved = CheckpointData(step=8, epoch=0, figures={"loss": 1.0}, best=True, path="8", sha256="0", bytes=1)
+    link.event(8, stops)
+    link.event(8, saved)
+    link.event(8, stops)
+    link.end(kind="failed")
+
+    messages = [supervisor.receive(2) for _ in range(2)]
+    assert [message["kind"] for message in messages] == ["several", "failed"]
+    assert [one["kind"] for one in messages[0]["events"]] == ["rule", "checkpoint"]
 
 
 def test_a_chunk_never_spans_two_epochs(supervisor: Channel, link_of: Callable[[float], Link]) -> None:

@@ -197,6 +197,24 @@ def test_a_job_that_is_paused_while_it_validates_keeps_the_epoch(bench: Any) -> 
     assert [event.kind for event in bench.log(job)].count("evaluation") == 1
 
 
+@pytest.mark.parametrize(
+    "training",
+    [{"epochs": 1}, {"epochs": 3, "early_stopping": {"patience": 1, "metric": "top1", "min_delta": 1.0}}],
+    ids=["the last epoch", "early stopping"],
+)
+def test_a_pause_that_is_heard_with_the_last_checkpoint_comes_too_late(bench: Any, training: dict[str, Any]) -> None:
+    job = submit(bench, "SlowToValidate", training=training)
+    running = bench.run_aside()
+    last = 1 if training["epochs"] == 1 else 2  # the first is better than nothing
+    while [message for _, message in bench.lines(job)].count("validating") < last:
+        assert running.is_alive(), "it was to be paused"
+    pause(bench, job)
+    running.join(30)
+
+    assert (bench.job(job).state, bench.job(job).step) == ("succeeded", 51 * last)
+    assert len(bench.data(job, "rule")) == last - 1
+
+
 def test_a_gpu_that_cannot_be_used_is_no_fault_of_the_job(bench: Any) -> None:
     job = bench.submit()
     supervisor = bench.supervisor(None, gpus=["99"])
@@ -213,6 +231,8 @@ def test_a_failure_is_typed_by_what_it_is() -> None:
     assert failure_of(OSError(errno.ENOSPC, "No space left on device")).type == "disk_full"
     assert failure_of(torch_says).type == "out_of_memory"
     assert failure_of(MemoryError()).type == "out_of_memory"
+    cublas = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+    assert failure_of(cublas).type == "out_of_memory"
     assert failure_of(DataError("images/3.png is no image")).type == "data"
     assert failure_of(SpecError.at("/dataset/source", "it is gone")).type == "data"
     assert failure_of(SpecError.at("/pretrained/source", "it is gone")).type == "transfer"
