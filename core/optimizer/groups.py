@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from core.catalog import optimizer_class
 from core.events import GroupRow, GroupsData, ParameterRow
 from core.optimizer.assignment import Group, resolve
 from core.optimizer.freezing import freeze
-from core.optimizer.hyperparameters import as_torch
+from core.optimizer.hyperparameters import as_torch, dampened
 from core.spec import OptimizerSpec
 
 
@@ -41,6 +41,8 @@ def build_optimizer(
     target = optimizer_class(spec.name)
     keywords = {**as_torch(spec.keywords), **implementation(spec, device)}
     optimizer = target(coalesced(groups), **keywords)
+    if isinstance(optimizer, SGD) and keywords.get("fused"):
+        optimizer.register_step_pre_hook(_begin_momentum)
     return optimizer, groups
 
 
@@ -131,7 +133,7 @@ def report(groups: Sequence[Group], spec: OptimizerSpec, device: torch.device) -
 
 def implementation(spec: OptimizerSpec, device: torch.device) -> dict[str, bool]:
     """`fused` where torch has such a kernel for this optimizer and device, unless the spec says how it is to run."""
-    takes_it = "fused" in inspect.signature(optimizer_class(spec.name)).parameters
+    takes_it = "fused" in inspect.signature(optimizer_class(spec.name)).parameters and not dampened(spec)
     if not takes_it or spec.keywords.keys() & {"fused", "foreach"} or device.type not in {"cpu", "cuda"}:
         return {}
     return {"fused": True}
@@ -167,6 +169,21 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Mapping[str, 
         if name in state
     }
     optimizer.load_state_dict({**optimizer.state_dict(), "state": positional})
+    for index, (_, one) in enumerate(named):
+        if "mu_product" in positional.get(index, ()):  # NAdam reads it on the host, each step; torch moved it to the device
+            optimizer.state[one]["mu_product"] = positional[index]["mu_product"]
+
+
+def _begin_momentum(optimizer: Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG001 - a hook is given them
+    """Before a step: the momentum of what has none yet is zero, which in the step becomes the gradient, as torch begins it.
+
+    Of a group torch's fused kernel can begin all momenta in one step or none, and where fp16 skips that step it leaves them
+    unwritten (torch 2.15, `torch.optim.sgd._fused_sgd`). But what thaws begins later than what it runs together with.
+    """
+    for group in optimizer.param_groups:
+        for one in group["params"] if group["momentum"] else ():
+            if one.grad is not None and (state := optimizer.state[one]).get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(one, memory_format=torch.preserve_format)
 
 
 def _named(optimizer: Optimizer) -> Iterable[tuple[str, torch.Tensor]]:

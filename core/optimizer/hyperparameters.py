@@ -47,6 +47,9 @@ def check_optimizer(spec: OptimizerSpec) -> list[Fault]:
         faults += found
         if not found:
             sound.add(content)
+    if spec.keywords.get("fused") and dampened(spec):
+        message = "with dampening SGD cannot run fused here, as what thaws begins later; leave fused out"
+        faults.append(Fault("/optimizer/fused", message))
     return faults
 
 
@@ -56,6 +59,11 @@ def defaults(spec: OptimizerSpec) -> dict[str, Any]:
     known = inspect.signature(target).parameters
     found = _trial(target, spec.keywords).defaults
     return {key: value for key, value in found.items() if key in known and key not in _NOT_IN_A_GROUP}
+
+
+def dampened(spec: OptimizerSpec) -> bool:
+    """Whether the gradient's share of a momentum is smaller than one, but for a parameter's first step."""
+    return any(keywords.get("dampening") for keywords in (spec.keywords, *(group.keywords for group in spec.groups)))
 
 
 def as_torch(keywords: Mapping[str, Any]) -> dict[str, Any]:

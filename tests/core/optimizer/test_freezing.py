@@ -226,10 +226,12 @@ def run(spec: JobSpec, places: Places, directory: Path, resume: int | None = Non
     return losses, saved
 
 
+@pytest.mark.parametrize("optimizer", [THAWS, {**THAWS, "name": "SGD", "momentum": 0.9}], ids=["Adam", "SGD"])
 def test_a_job_that_thaws_goes_on_bit_for_bit_from_before_at_and_after_the_boundary(
-    tiny_spec: Callable[..., JobSpec], places: Places, tmp_path: Path
+    tiny_spec: Callable[..., JobSpec], places: Places, tmp_path: Path, optimizer: dict[str, Any]
 ) -> None:
-    spec = tiny_spec(epochs=2, optimizer=THAWS, loader={"batch_size": 512}, checkpoint={"every": {"steps": 1}, "keep_last": 99})
+    every = {"every": {"steps": 1}, "keep_last": 99}
+    spec = tiny_spec(epochs=2, optimizer=optimizer, loader={"batch_size": 512}, checkpoint=every)
     losses, saved = run(spec, places, tmp_path / "whole")
     boundary = len(losses) // 2
     for at in (boundary - 1, boundary, boundary + 1):

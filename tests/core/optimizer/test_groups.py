@@ -188,6 +188,7 @@ def test_a_model_that_is_frozen_all_over_is_an_error() -> None:
         ({"capturable": True}, "/optimizer/capturable", "CUDA graphs"),
         ({"params": [1]}, "/optimizer/params", "address them by groups"),
         ({"name": "SGD", "nesterov": True}, "/optimizer/nesterov", "requires a momentum"),
+        ({"name": "SGD", "momentum": 0.9, "dampening": 0.1, "fused": True}, "/optimizer/fused", "leave fused out"),
         ({"groups": [{"params": "*", "lr": -1}]}, "/optimizer/groups/0/lr", "Invalid learning rate: -1"),
         ({"groups": [{"params": "*", "betas": 1}]}, "/optimizer/groups/0/betas", "expects tuple"),
         ({"groups": [{"params": "*", "fused": True}]}, "/optimizer/groups/0/fused", "the whole optimizer"),
@@ -246,6 +247,16 @@ def test_a_state_finds_its_parameters_by_name_when_the_groups_are_others() -> No
     }
     assert learning_rates(second) == {"group-0": 0.2, "group-1": 0.5, "default": 0.5}, "hyper-parameters come from the spec"
     assert {group["momentum"] for group in second.param_groups} == {0.8}
+
+
+def test_what_nadam_reads_on_the_host_stays_there_when_a_state_is_put_back() -> None:
+    model = net()
+    optimizer, _ = build(model, name="NAdam")
+    train(model, optimizer, steps=1)
+    elsewhere, _ = build(net().to("meta"), name="NAdam")
+    load_optimizer_state(elsewhere, optimizer_state(optimizer))
+    state = next(iter(elsewhere.state.values()))
+    assert (state["exp_avg"].device.type, state["mu_product"].device.type) == ("meta", "cpu")
 
 
 def test_a_state_of_another_model_is_refused() -> None:
@@ -441,6 +452,44 @@ def test_whatever_the_optimizer_is_told_groups_run_together_give_the_same_bits(n
     by_hand = getattr(torch.optim, name)([{"params": [one]} for one in apart.parameters()], lr=0.01, **values, **options)
     assert (len(optimizer.param_groups), len(by_hand.param_groups)) == (1, len(names))
     assert equal(train(together, optimizer), train(apart, by_hand))
+
+
+@pytest.mark.parametrize(("name", "keywords"), [*((name, {}) for name in SERVED), *VARIANTS, ("SGD", {"momentum": 0.9})])
+def test_what_thaws_among_others_begins_to_the_bit_as_it_would_alone(name: str, keywords: dict[str, Any]) -> None:
+    """In a group it begins later than those that run together with it; torch's fused SGD has no such case."""
+    together, apart = net(), net()
+    names = [key for key, _ in together.named_parameters()]
+    optimizer, table = build(together, name=name, lr=0.01, **keywords, groups=[{"name": key, "params": key} for key in names])
+    options = {"fused": True} if table.fused else {}
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in keywords.items()}
+    by_hand = getattr(torch.optim, name)([{"params": [one]} for one in apart.parameters()], lr=0.01, **values, **options)
+    for model in (together, apart):
+        model.stem.requires_grad_(False)
+    assert equal(train(together, optimizer), train(apart, by_hand))
+    for model in (together, apart):
+        model.stem.requires_grad_(True)
+    thawed = train(together, optimizer)
+    assert equal(thawed, train(apart, by_hand))
+    assert all(torch.isfinite(one).all() for one in thawed)
+
+
+def test_a_first_step_that_fp16_skips_leaves_no_momentum_behind() -> None:
+    """torch's fused SGD takes memory for it, and writes nothing: `fill_uninitialized_memory` shows it as NaN."""
+    model = net()
+    optimizer, table = build(model, name="SGD", lr=0.01, momentum=0.9)
+    assert table.fused
+    scaler = torch.amp.GradScaler("cpu")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        for factor in (float("inf"), 1.0, 1.0):
+            optimizer.zero_grad()
+            scaler.scale(model(torch.randn(6, 5)).square().mean() * factor).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    finally:
+        torch.use_deterministic_algorithms(before)
+    assert all(torch.isfinite(one).all() for one in model.parameters())
 
 
 def test_every_keyword_that_an_optimizers_groups_take_is_taken_in_a_group() -> None:
