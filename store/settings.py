@@ -79,8 +79,8 @@ class Settings(BaseSettings):
     gpus: str = Field(
         default="auto",
         description=(
-            "`auto`, or the indices of the GPUs a worker may use, separated by commas; empty for none. `cpu,cpu` has the CPU "
-            "stand for two, to try jobs of several GPUs where there are none."
+            "`auto`, or the GPUs a worker may use, by the numbers that nvidia-smi gives them, separated by commas; empty for "
+            "none. `cpu,cpu` has the CPU stand for two, to try jobs of several GPUs where there are none."
         ),
     )
     cpu_slots: Annotated[int, Field(ge=0, le=1024)] = Field(default=1, description="Jobs at a time on the CPU.")

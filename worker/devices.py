@@ -27,8 +27,11 @@ class Slot:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Makes the GPUs of this slot, and no others, visible to its children."""
-        return {"CUDA_VISIBLE_DEVICES": ",".join(gpu for gpu in self.gpus if gpu != CPU)}
+        """Makes the GPUs of this slot, and no others, visible to its children, by the numbers that nvidia-smi gives them."""
+        return {
+            "CUDA_VISIBLE_DEVICES": ",".join(gpu for gpu in self.gpus if gpu != CPU),
+            "CUDA_DEVICE_ORDER": os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),  # CUDA's own is by speed
+        }
 
     @property
     def devices(self) -> list[str]:

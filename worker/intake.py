@@ -96,6 +96,8 @@ class Intake:
         rank.status = rank.child.wait()
         if rank.word is None and self._fallen is None:
             self._fallen = rank.status
+        if all(one.status is not None and one.lost is not None for one in self._ranks):  # nobody knows why
+            self._journal.lines([one.mark(str(one.lost)) for one in self._ranks], "error")
         return True
 
     def _trust(self, rank: _Rank, hear: Callable[[], list[Any]]) -> None:
@@ -158,6 +160,11 @@ class _Rank:
         self.streams = {"info": Lines(child.output), "warning": Lines(child.errors)}
         self.word: dict[str, Any] | None = None
         self.status: ExitStatus | None = None
+
+    @property
+    def lost(self) -> str | None:
+        """What NCCL or Gloo has told it, where it knows no more than that another one is gone."""
+        return str(self.word.get("message")) if self.word is not None and self.word["kind"] == LOST else None
 
     def mark(self, line: str) -> str:
         """Who has printed it, unless it is rank 0."""

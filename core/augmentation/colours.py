@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d
 from torchvision.transforms.v2 import functional
 
 
@@ -59,6 +60,19 @@ def colour(values: Any, images: Tensor) -> Tensor:
     """[1, 1 or C, 1, 1], filled on the device: a copy to it would wait."""
     given = values if isinstance(values, list | tuple) else [values]
     return torch.cat([torch.full((1, 1, 1, 1), float(one), dtype=images.dtype, device=images.device) for one in given], dim=1)
+
+
+def sharpness(images: Tensor, factor: float) -> Tensor:
+    """As torchvision's `adjust_sharpness`, which copies its kernel to the device, and waits: 0 is a blur, 1 the image."""
+    channels = images.shape[1]
+    if min(images.shape[2:]) <= 2:
+        return images
+    kernel = torch.full((channels, 1, 3, 3), 1 / 13, dtype=images.dtype, device=images.device)
+    kernel[:, :, 1, 1].fill_(5 / 13)
+    changed = images.clone()
+    inner = changed[..., 1:-1, 1:-1]
+    inner.add_(conv2d(images, kernel, groups=channels).sub_(inner), alpha=1 - factor)
+    return changed.clamp_(0, 1)
 
 
 def per_image(values: Tensor) -> Tensor:

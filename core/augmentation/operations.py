@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from core.augmentation.colours import blended, colour, per_image, shift_hue
+from core.augmentation.colours import blended, colour, per_image, sharpness, shift_hue
 from core.augmentation.draws import below, between
 from core.augmentation.policies import Policy
 from core.augmentation.warps import (
@@ -88,6 +88,19 @@ class Sometimes:
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
         """Happens where the draw is below `p`."""
         changed = self.transform.transform(images, self.transform.make_params([images]))
+        return torch.where(per_image(draws[:, 0] < self.transform.p), changed, images)
+
+
+@dataclass(frozen=True)
+class Sharpen:
+    """RandomAdjustSharpness: happens where the draw is below `p`."""
+
+    transform: Any
+    columns: int = 1
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Of 1 or 3 channels."""
+        changed = sharpness(images, self.transform.sharpness_factor)
         return torch.where(per_image(draws[:, 0] < self.transform.p), changed, images)
 
 
@@ -305,14 +318,15 @@ _KERNELS: dict[type, Callable[[Any], Kernel | None]] = {
     **dict.fromkeys((v2.CenterCrop, v2.Grayscale, v2.Identity, v2.Pad, v2.Resize, v2.RGB), Always),
     **dict.fromkeys(
         (
-            v2.RandomAdjustSharpness, v2.RandomAutocontrast, v2.RandomEqualize, v2.RandomGrayscale, v2.RandomHorizontalFlip,
-            v2.RandomInvert, v2.RandomPosterize, v2.RandomSolarize, v2.RandomVerticalFlip,
+            v2.RandomAutocontrast, v2.RandomEqualize, v2.RandomGrayscale, v2.RandomHorizontalFlip, v2.RandomInvert,
+            v2.RandomPosterize, v2.RandomSolarize, v2.RandomVerticalFlip,
         ),
         Sometimes,
     ),
     **dict.fromkeys((v2.RandAugment, v2.TrivialAugmentWide), _policy),
     v2.ColorJitter: Jitter,
     v2.GaussianBlur: Blur,
+    v2.RandomAdjustSharpness: Sharpen,
     v2.RandomAffine: _affine,
     v2.RandomCrop: Crop,
     v2.RandomErasing: _erasing,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from core.augmentation.colours import blend, per_image
+from core.augmentation.colours import blend, per_image, sharpness
 from core.augmentation.draws import below
 from core.augmentation.warps import Motion, inverse_affine, sampled
 
@@ -128,7 +128,7 @@ def _recoloured(images: Tensor, drawn: _Drawn, most: Strengths) -> Tensor:
     which = drawn.among("Contrast").long() + 2 * drawn.among("Color")
     factor = torch.where(served, ratio, 1.0).to(images.dtype)
     images = torch.where(per_image(served), blend(images, factor, which, [0, 1, 2]), images)
-    soft = functional.adjust_sharpness(images, 0.0)
+    soft = sharpness(images, 0.0)
     sharpened = (soft + (images - soft) * per_image(ratio.to(images.dtype))).clamp(0, 1)
     return torch.where(per_image(drawn.among("Sharpness")), sharpened, images)
 

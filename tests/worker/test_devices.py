@@ -108,11 +108,12 @@ def test_nothing_is_taken_when_no_job_fits() -> None:
 
 
 def test_a_child_sees_its_own_gpu_as_the_first_and_a_cpu_job_sees_none() -> None:
-    assert Slot(("3",)).environment == {"CUDA_VISIBLE_DEVICES": "3"}
+    assert Slot(("3",)).environment["CUDA_VISIBLE_DEVICES"] == "3"
+    assert Slot(("3",)).environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID", "by the numbers of nvidia-smi"
     assert Slot(("3", "5")).devices == ["cuda:0", "cuda:1"]
-    assert Slot(("cpu", "cpu")).environment == {"CUDA_VISIBLE_DEVICES": ""}
+    assert Slot(("cpu", "cpu")).environment["CUDA_VISIBLE_DEVICES"] == ""
     assert Slot(("cpu", "cpu")).devices == ["cpu", "cpu"]
-    assert Slot().environment == {"CUDA_VISIBLE_DEVICES": ""}
+    assert Slot().environment["CUDA_VISIBLE_DEVICES"] == ""
     assert Slot().devices == ["cpu"]
 
 

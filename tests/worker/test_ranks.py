@@ -127,6 +127,16 @@ def test_what_one_rank_raises_is_the_failure_and_not_what_the_others_make_of_it(
     assert {"pass 3", "[rank 1] pass 3", "[rank 1] ZeroDivisionError: by rank 1"} <= set(lines)
 
 
+def test_where_all_ranks_have_only_lost_each_other_what_they_saw_is_told(bench: Any) -> None:
+    job = submit(bench, "LosesEachOther", resources={"max_attempts": 1})
+    bench.run(gpus=TWO)
+
+    said = "DistBackendError: NCCL error: unhandled system error, no space in /dev/shm"
+    found = bench.job(job)
+    assert (found.state, found.failure["type"]) == ("failed", "crashed")
+    assert {said, f"[rank 1] {said}"} <= set(found.failure["lines"])
+
+
 @pytest.mark.slow  # three attempts of two processes each
 def test_a_job_that_is_paused_within_an_epoch_loses_no_step(bench: Any) -> None:
     whole = submit(bench, "Tiny", training={"epochs": 2})

@@ -55,6 +55,17 @@ def test_every_loss_of_an_epoch_comes_without_a_wait(job: Job, optimizer: dict[s
     assert steps == list(range(one.steps_per_epoch))
 
 
+@pytest.mark.parametrize("name", ["TrivialAugmentWide", "RandAugment", "RandomAdjustSharpness", "ColorJitter", "RandomErasing"])
+def test_augmentation_in_batch_does_not_wait(job: Job, name: str) -> None:
+    keywords = {"RandomAdjustSharpness": {"sharpness_factor": 2}, "ColorJitter": {"hue": 0.1}}.get(name, {})
+    one = job(dataset={"source": "sklearn:digits", "augment": [{"name": name, **keywords}]})
+    epoch = train_fn(0, one.train, one.model, one.optimizer, one.loss)
+    first = next(epoch)
+    with watched():
+        steps = [event.step for event in (first, *epoch)]
+    assert steps == list(range(one.steps_per_epoch))
+
+
 def test_a_loss_that_is_looked_at_would_be_seen(job: Job) -> None:
     class Curious(nn.CrossEntropyLoss):
         def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
