@@ -205,8 +205,8 @@ def foresee(
         return None, FeatureFacts(once=False, reason=made)
     device = next(model.parameters()).device
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        features = made.before(torch.zeros(2, 3, size, size, device=device))
-    if not all(isinstance(one, Tensor) and one.ndim and len(one) == 2 for one in features):
+        features = made.before(torch.zeros(_FEW, 3, size, size, device=device))
+    if not all(isinstance(one, Tensor) and one.ndim and len(one) == _FEW for one in features):
         return None, FeatureFacts(once=False, reason="what the frozen part makes is not one row for each image")
     shapes = [list(one.shape[1:]) for one in features]
     each = sum(one[0].numel() for one in features)
