@@ -4,7 +4,7 @@ from pathlib import Path
 
 import sklearn.datasets  # noqa: F401 - else the job does so when it opens the digits, and imports do not count
 from contenders.turns import Turns, contend
-from contenders.workloads import BATCH, PLACES
+from contenders.workloads import BATCH, places
 
 from core.events import Iteration
 from core.training.job import fit
@@ -14,7 +14,7 @@ def train(turns: Turns) -> None:
     """With its validation and its checkpoint after each epoch."""
     spec = turns.workload.spec(turns.task.epochs)
     turns.begin(-(-len(turns.data()["train"].labels) // BATCH))
-    for event in fit(spec, PLACES, Path("checkpoints")):
+    for event in fit(spec, places(turns.task.inputs), Path("checkpoints")):
         if isinstance(event, Iteration):
             turns.iteration()
 

@@ -30,6 +30,8 @@ class Task:
     """Its number."""
     data: Path
     """A file with its decoded splits."""
+    inputs: Path
+    """Where its images are, for whoever decodes them itself."""
     directory: Path
     """Where checkpoints and logs may go."""
     epochs: int

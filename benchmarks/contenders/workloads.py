@@ -1,7 +1,8 @@
-"""What is trained: four workloads, each as a job spec, and as the model and the tensors that every other loop is given."""
+"""What is trained: five workloads, each as a job spec, and as the model and the tensors that every other loop is given."""
 
 from __future__ import annotations
 
+import gzip
 import os
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -22,7 +23,8 @@ from core.spec import JobSpec
 BATCH, RATE, SEED, CLASSES = 64, 1e-3, 0, 10
 INPUTS = Path(os.environ.get("GRAFT_INPUTS_DIR", "/usr/share/datasets"))
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fashion_mnist"
-PLACES = Places(inputs=INPUTS, plugins=("two_convolutions",), plugins_dir=EXAMPLE)
+IDX = {"images-idx3": (16, 28 * 28), "labels-idx1": (8, 1)}
+"""Of Fashion-MNIST's files the bytes of the header, and of each item."""
 
 
 class Split(NamedTuple):
@@ -46,6 +48,22 @@ class Workload:
     frozen: str | None = None
     """A glob over the names of the parameters that do not train. Such a workload is run for `epochs`, to its end."""
     epochs: int | None = None
+    first: tuple[int, int] | None = None
+    """Of Fashion-MNIST only so many training and test images."""
+
+    def inputs(self, folder: Path) -> Path:
+        """Where its images are: the whole set, or the first of them, in a new folder in `folder`."""
+        if self.first is None:
+            return INPUTS
+        (folder / "inputs" / "fashion-mnist").mkdir(parents=True)
+        for prefix, count in zip(("train", "t10k"), self.first, strict=True):
+            for kind, (header, item) in IDX.items():
+                name = f"fashion-mnist/{prefix}-{kind}-ubyte"
+                with gzip.open(INPUTS / f"{name}.gz") as whole:
+                    begin = whole.read(header)
+                    few = begin[:4] + count.to_bytes(4, "big") + begin[8:] + whole.read(count * item)
+                (folder / "inputs" / name).write_bytes(few)
+        return folder / "inputs"
 
     def job(self, epochs: int) -> dict[str, Any]:
         """As one sends it to the service."""
@@ -65,25 +83,30 @@ class Workload:
     def build(self) -> nn.Module:
         """The model that the job trains, at random values; what is frozen takes no gradient."""
         torch.manual_seed(SEED)
-        model = build_model(self.spec(1).model, CLASSES, PLACES)
+        model = build_model(self.spec(1).model, CLASSES, places(INPUTS))
         for name, parameter in model.named_parameters():
             if self.frozen and fnmatch(name, self.frozen):
                 parameter.requires_grad_(False)
         return model
 
-    def decode(self) -> dict[str, Split]:
+    def decode(self, inputs: Path) -> dict[str, Split]:
         """The two splits, `train` and `validation`, as the job has them."""
         spec = self.spec(1)
-        dataset = open_dataset(spec.dataset, PLACES, SEED)
+        dataset = open_dataset(spec.dataset, places(inputs), SEED)
         splits = {}
         for name, images in (("train", dataset.train), ("validation", dataset.validation)):
             loader = make_loader(
                 images, spec.loader, Preprocessing(self.size, *IMAGENET), channels=dataset.channels, seed=SEED, train=False,
-                device=torch.device("cpu"), places=PLACES,
+                device=torch.device("cpu"), places=places(inputs),
             )  # fmt: skip
             batches, labels = zip(*loader.batches(0), strict=True)
             splits[name] = Split(torch.cat(batches), torch.cat(labels))
         return splits
+
+
+def places(inputs: Path) -> Places:
+    """Where a job finds its images, and the net of workload 4."""
+    return Places(inputs=inputs, plugins=("two_convolutions",), plugins_dir=EXAMPLE)
 
 
 WORKLOADS = (
@@ -96,5 +119,9 @@ WORKLOADS = (
     Workload(
         4, "two convolutions on Fashion-MNIST, 28 px", "torchvision:FashionMNIST", 28, "python:two_convolutions:TwoConvolutions",
         block=24,
+    ),
+    Workload(
+        5, "the same as 3 on 6,000 images of Fashion-MNIST, 96 px, 10 epochs", "torchvision:FashionMNIST", 96,
+        "torchvision:mobilenet_v3_small", block=26, frozen="features.*", epochs=10, first=(6000, 1000),
     ),
 )  # fmt: skip
