@@ -27,8 +27,9 @@ def faults(model: nn.Module, images: torch.Tensor) -> float:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / STEPS
 
 
-def test_no_page_is_brought_anew_in_each_step() -> None:
-    model = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(8)))  # 4 MB each: without `kept` some 5,000 pages a step
+def test_a_step_finds_its_memory_again() -> None:
+    model = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(8)))  # 4 MiB each
     images = torch.ones(16, 1024)  # few: it is the gradients that are freed
+    pages = sum(weight.nbytes for weight in model.parameters()) / resource.getpagesize()
     with kept():
-        assert faults(model, images) < 100
+        assert faults(model, images) < pages / 10  # what other threads of the process bring; without `kept` it is most of them
