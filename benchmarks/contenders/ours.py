@@ -1,4 +1,4 @@
-"""Ours in process: `core.training.job.fit`, the whole job, each Iteration taken as it is yielded."""
+"""Ours in process: `core.training.job.fit`, each Iteration taken as it is yielded."""
 
 from pathlib import Path
 
@@ -12,9 +12,10 @@ from core.training.job import fit
 
 def train(turns: Turns) -> None:
     """With its validation and its checkpoint after each epoch."""
-    spec = turns.workload.spec(turns.task.epochs)
-    turns.begin(-(-len(turns.data()["train"].labels) // BATCH))
-    for event in fit(spec, places(turns.task.inputs), Path("checkpoints")):
+    events = fit(turns.workload.spec(turns.task.epochs), places(turns.task.inputs), Path("checkpoints"))
+    next(events)  # it comes once the images are decoded and the model is built; no feature is made yet
+    turns.begin(-(-turns.task.samples // BATCH))
+    for event in events:
         if isinstance(event, Iteration):
             turns.iteration()
 

@@ -28,6 +28,8 @@ class Task:
 
     workload: int
     """Its number."""
+    samples: int
+    """Of its training split."""
     data: Path
     """A file with its decoded splits."""
     inputs: Path
@@ -43,7 +45,7 @@ class Block:
     """What a process did in its turn."""
 
     seconds: float = 0.0
-    """From its begin to its end, with all that is not an iteration."""
+    """From its begin to its end, with all that is not an iteration. Of the first block: until all was decoded and built."""
     iterations: list[float] = field(default_factory=list)
     """The seconds of each iteration but the first of the turn, and the first of an epoch."""
     finished: bool = False
@@ -62,7 +64,7 @@ class Turns:
         self._task = task
         self._per_epoch = 0
         self._count = 0
-        self._begun = self._last = 0.0
+        self._begun = self._last = time.perf_counter()
         self._seconds: list[float] = []
 
     @property
@@ -82,7 +84,7 @@ class Turns:
     def begin(self, per_epoch: int) -> None:
         """Wait for the first turn: all is imported, decoded and built. `per_epoch`: the iterations of an epoch."""
         self._per_epoch = per_epoch
-        self.tell(Block())
+        self.tell(Block(time.perf_counter() - self._begun))
 
     def iteration(self, *_: object) -> None:
         """An iteration is done. Waits where the turn is over; raises Enough."""

@@ -16,7 +16,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -70,12 +69,11 @@ def save(
     process went back. Raises DiskFullError where there is no room. Whatever is raised, nothing of the checkpoint remains.
     """
     place = directory / name_of(progress.step, returns)
-    with _partial(place) as folder, ThreadPoolExecutor(1) as beside:
+    with _partial(place) as folder:
         tensors, values = _state(job, generators or [randomness.capture(device_of(job.model))])
-        meanwhile = beside.submit(write_tensors, folder / "state.safetensors", tensors, {})
+        state = write_tensors(folder / "state.safetensors", tensors, {})
         weights = write_tensors(folder / "model.safetensors", job.model.state_dict(), {"format": "pt"})
         model = _write_json(folder / "model.json", model_card(job, progress, figures, weights.sha256, FORMAT))
-        state = meanwhile.result()
         files = {"model.safetensors": weights.sha256, "model.json": model.sha256, "state.safetensors": state.sha256}
         content = {"format": FORMAT, "progress": asdict(progress), "sha256": files, "values": values}
         last = _write_json(folder / "state.json", {**content, "check": _check(content)})

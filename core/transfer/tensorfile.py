@@ -1,4 +1,4 @@
-"""Write a safetensors file tensor by tensor: hashed on the way, synced, and failing with the system's own errors.
+"""Write a safetensors file tensor by tensor: hashed beside, synced, and failing with the system's own errors.
 
 The library's writer needs the whole file in memory for the hash, wraps errno into text, and refuses tied weights. The format:
 the header's length as a little-endian uint64, the header as JSON, then the tensors' bytes
@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +26,8 @@ _TYPES = {
     torch.uint8: "U8", torch.bool: "BOOL", torch.complex64: "C64",
 }  # fmt: skip
 """As a header names the types of numbers."""
+_TOGETHER = 1 << 20  # bytes: what is smaller is written and hashed with what comes next
+_AHEAD = 256 << 20  # bytes that may be written and not yet hashed: on a GPU's host they are copies
 
 
 class Written(NamedTuple):
@@ -39,14 +43,20 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def write(path: Path, chunks: Iterator[bytes | memoryview]) -> Written:
-    """A new file of these bytes, synced to disk. Raises OSError."""
+    """A new file of these bytes, synced to disk. Another thread hashes them meanwhile: it takes as long. Raises OSError."""
     sha = hashlib.sha256()
-    size = 0
-    with path.open("xb", buffering=1 << 20) as file:
-        for chunk in chunks:
+    size = behind = 0
+    waiting: deque[tuple[Future[None], int]] = deque()
+    with ThreadPoolExecutor(1) as beside, path.open("xb") as file:
+        for chunk in _joined(chunks):
+            waiting.append((beside.submit(sha.update, chunk), len(chunk)))
+            behind += len(chunk)
             file.write(chunk)
-            sha.update(chunk)
             size += len(chunk)
+            while behind > _AHEAD:
+                hashed, length = waiting.popleft()
+                hashed.result()
+                behind -= length
         file.flush()
         os.fsync(file.fileno())
     return Written(sha.hexdigest(), size)
@@ -56,6 +66,24 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hex. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _joined(chunks: Iterator[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """The same bytes, in pieces that are worth another thread's turn."""
+    small: list[bytes | memoryview] = []
+    size = 0
+    for chunk in chunks:
+        large = len(chunk) >= _TOGETHER
+        if not large:
+            small.append(chunk)
+            size += len(chunk)
+        if size >= _TOGETHER or (large and small):
+            yield b"".join(small)
+            small, size = [], 0
+        if large:
+            yield chunk
+    if small:
+        yield b"".join(small)
 
 
 def _chunks(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
