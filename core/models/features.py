@@ -105,8 +105,7 @@ class Backbone:
         made: list[Tensor] = []
         first = 0
         for images in loader.straight(self._together):
-            self._quick = self._quick or self._before(images[:_FEW])
-            parts = self._runs(images, self._quick)
+            parts = self._features(images)
             if not made:
                 made = [one.new_empty([loader.split, *one.shape[1:]]) for one in parts]
             for whole, part in zip(made, parts, strict=True):
@@ -114,11 +113,17 @@ class Backbone:
             first += len(images)
         return made
 
-    def _before(self, images: Tensor) -> fx.GraphModule:
-        """The frozen part without its norms, if it does the same on these."""
-        plain, quick = self._cut.before, folded(self._cut.before)
-        same = zip(self._runs(images, quick), self._runs(images, plain), strict=True)
-        return quick if all(close(one, other) for one, other in same) else plain
+    def _features(self, images: Tensor) -> Sequence[Tensor]:
+        """By the frozen part without its norms, if it does the same on the first few."""
+        part = self._quick or folded(self._cut.before)
+        made: Sequence[Tensor] = self._runs(images, part)
+        if self._quick is None:
+            plain = self._cut.before
+            same = zip(made, self._runs(images[:_FEW], plain), strict=True)
+            self._quick = part if all(close(one[:_FEW], other) for one, other in same) else plain
+            if self._quick is plain:
+                made = self._runs(images, plain)
+        return made
 
     def __call__(self, features: Features) -> Any:
         """What the model makes of a batch, from its features."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from core.adjustments import Adjustments
 from core.errors import NonFiniteLossError
@@ -14,6 +14,7 @@ from core.events import AdjustedData, EpochData, Iteration, LogData, RewoundData
 from core.models import features
 from core.models.build import build_model
 from core.models.cut import Cut, cut, is_sound
+from core.models.folding import folded
 from core.optimizer.assignment import resolve
 from core.optimizer.freezing import freeze
 from core.places import Places
@@ -73,6 +74,21 @@ def test_the_losses_and_figures_are_those_of_the_plain_run(frozen, places, tmp_p
     for one, other in zip(told, told_plainly, strict=True):
         if isinstance(one, EpochData):
             assert one.validation == pytest.approx(other.validation, rel=1e-4)
+
+
+def test_a_fold_that_changes_the_features_is_not_used(frozen, places, tmp_path, monkeypatch):
+    expected, _ = story(frozen(), places, tmp_path / "as it is")
+
+    def bent(before: fx.GraphModule) -> fx.GraphModule:
+        quick = folded(before)
+        convolution = next(module for module in quick.modules() if isinstance(module, nn.Conv2d))
+        convolution.weight.data += 0.1
+        return quick
+
+    monkeypatch.setattr(features, "folded", bent)
+    told_plainly, told = story(frozen(), places, tmp_path / "bent")
+    assert "frozen part run once" in told[1].runs
+    assert told_plainly == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(
