@@ -201,7 +201,7 @@ def race(started: dict[str, Contender], task: Task, turns: int, records: dict[st
 
 
 def race_to_the_end(started: dict[str, Contender], task: Task, records: dict[str, Record]) -> None:
-    """A whole run of each, in turns of a block; the seconds of its turns add up."""
+    """A whole run of each, in turns of a second; the seconds of its turns add up."""
     for name, contender in started.items():
         ready(contender, task, records[name])
     running = [name for name in started if not records[name].absent]
@@ -234,7 +234,7 @@ def measure(
 ) -> dict[str, Record]:
     """The records of all on one workload."""
     records = {name: Record(absent=absent.get(name)) for name in NAMES if name in started or name in absent}
-    block = given.block or workload.block
+    block = workload.block and (given.block or workload.block)
     with tempfile.TemporaryDirectory() as directory:
         data = Path(directory) / "data.pt"
         inputs = workload.inputs(Path(directory))
@@ -242,7 +242,7 @@ def measure(
         torch.save({name: tuple(split) for name, split in splits.items()}, data)
         taking_part = {name: one for name, one in started.items() if not (workload.epochs and name in BARE)}
         records = {name: record for name, record in records.items() if name not in BARE or not workload.epochs}
-        epochs = workload.epochs or 1 + (given.loops + 1) * block // 25
+        epochs = workload.epochs or 1 + (given.loops + 1) * (block or 0) // 25
         task = Task(workload.number, len(splits["train"].labels), data, inputs, Path(directory), epochs, block)
         if workload.epochs:
             for _ in range(given.runs):

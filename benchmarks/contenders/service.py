@@ -28,7 +28,8 @@ def follow(client: Client, turns: Turns) -> Block:
     begun = time.perf_counter()
     whole = turns.workload.epochs is not None
     job = client.submit({**turns.workload.job(turns.task.epochs), "checkpoint": {"keep_last": 1, "keep_best": 0}})
-    step, enough = 0, turns.task.block * (TIMES + 1)
+    block = turns.task.block or 0
+    step, enough = 0, block * (TIMES + 1)
     arrived: list[_Chunk] = []
     for event in client.events(job["id"], follow=True, kinds=("iterations", "end")):
         if event["kind"] == "iterations":
@@ -43,7 +44,7 @@ def follow(client: Client, turns: Turns) -> Block:
             raise RuntimeError(f"the job ended as {event['data']}")
     if whole:
         return Block(finished=True)
-    counted = [one for one in arrived if turns.task.block <= one.steps <= turns.task.block * (TIMES + 2)]
+    counted = [one for one in arrived if block <= one.steps <= block * (TIMES + 2)]
     within = [(one, next_) for one, next_ in pairwise(counted) if one.epoch == next_.epoch]
     iterations = sum(next_.steps - one.steps for one, next_ in within)
     seconds = sum(next_.at - one.at for one, next_ in within)

@@ -2,7 +2,8 @@
 
 That is: its loader (uint8 in its fast collate, normalised by its prefetcher), its classification task, its optimizer factory, the
 loss read by `.item()` into its AverageMeter each iteration, a line in the log each 50, its scheduler, and after each epoch its
-validation and its CheckpointSaver. Neither augmentation nor label smoothing: the others have none. Without worker processes.
+validation and its CheckpointSaver. Neither augmentation nor label smoothing: the others have none. Without worker processes. Its
+loader would leave out what is left at the end of an epoch, less than a batch; here it trains on that as the others do.
 """
 
 import logging
@@ -100,6 +101,7 @@ def train(turns: Turns) -> None:
     mean, std = IMAGENET
     common = {"input_size": (3, size, size), "batch_size": BATCH, "num_workers": 0, "device": CPU, "mean": mean, "std": std}
     training = create_loader(Pixels(splits["train"]), is_training=True, no_aug=True, **common)
+    training.loader.batch_sampler.drop_last = False
     validation = create_loader(Pixels(splits["validation"]), is_training=False, **common)
     task = ClassificationTask(turns.workload.build(), nn.CrossEntropyLoss(), device=CPU)
     model = task.get_trainable_module()

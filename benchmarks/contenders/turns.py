@@ -21,6 +21,9 @@ import torch._dynamo  # torch does so at an optimizer's first step: seconds that
 from contenders.workloads import WORKLOADS, Split, Workload
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+TURN = 1.0
+"""Seconds, where not iterations are counted."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -37,7 +40,8 @@ class Task:
     directory: Path
     """Where checkpoints and logs may go."""
     epochs: int
-    block: int
+    block: int | None
+    """Iterations in a turn; without it a turn lasts a second."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +93,12 @@ class Turns:
     def iteration(self, *_: object) -> None:
         """An iteration is done. Waits where the turn is over; raises Enough."""
         now = time.perf_counter()
-        if self._count % self._task.block and self._count % self._per_epoch:
+        if self._last != self._begun and self._count % self._per_epoch:
             self._seconds.append(now - self._last)
         self._last = now
         self._count += 1
-        if self._count % self._task.block == 0:
+        block = self._task.block
+        if now - self._begun >= TURN if block is None else self._count % block == 0:
             self.tell(Block(now - self._begun, self._seconds))
 
     def after_each_step(self) -> None:

@@ -43,8 +43,8 @@ class Workload:
     source: str
     size: int
     model: str
-    block: int
-    """Iterations that each does in its turn."""
+    block: int | None = None
+    """Iterations that each does in its turn; None where it is run to its end."""
     frozen: str | None = None
     """A glob over the names of the parameters that do not train. Such a workload is run for `epochs`, to its end."""
     epochs: int | None = None
@@ -114,7 +114,7 @@ WORKLOADS = (
     Workload(2, "MobileNetV3-Small, all of it, 96 px", "sklearn:digits", 96, "torchvision:mobilenet_v3_small", block=8),
     Workload(
         3, "MobileNetV3-Small, its features frozen, 96 px, 10 epochs", "sklearn:digits", 96, "torchvision:mobilenet_v3_small",
-        block=26, frozen="features.*", epochs=10,
+        frozen="features.*", epochs=10,
     ),
     Workload(
         4, "two convolutions on Fashion-MNIST, 28 px", "torchvision:FashionMNIST", 28, "python:two_convolutions:TwoConvolutions",
@@ -122,6 +122,6 @@ WORKLOADS = (
     ),
     Workload(
         5, "the same as 3 on 6,000 images of Fashion-MNIST, 96 px, 10 epochs", "torchvision:FashionMNIST", 96,
-        "torchvision:mobilenet_v3_small", block=26, frozen="features.*", epochs=10, first=(6000, 1000),
+        "torchvision:mobilenet_v3_small", frozen="features.*", epochs=10, first=(6000, 1000),
     ),
 )  # fmt: skip
