@@ -53,6 +53,7 @@ OF_BARE = 0.97
 """Of the bare rate, the better of both memory formats, what ours must reach in process."""
 OF_BEST_LIBRARY = 8.0
 """Of the best library's speed, what ours must reach where the backbone is frozen. The article's loop does not validate."""
+_SAID = {True: ": met", False: ": missed", None: ""}
 
 
 class Absent(Exception):  # noqa: N818 - it is no error: the table says it
@@ -279,8 +280,8 @@ def main() -> int:
             print(f"\n{workload.number}. {workload.title}, batch {BATCH}\n")
             print("\n".join(table(workload, records, markdown=given.markdown)) + "\n")
             for line, reached in targets(workload, records):
-                print(f"{'- ' if given.markdown else ''}{line}: {'met' if reached else 'missed'}", flush=True)
-                met &= reached
+                print(f"{'- ' if given.markdown else ''}{line}{_SAID[reached]}", flush=True)
+                met &= reached is not False
     return 0 if met else 1
 
 
@@ -313,18 +314,22 @@ def table(workload: Workload, records: dict[str, Record], *, markdown: bool) -> 
         yield from ("| " + " | ".join(row) + " |" for row in [head, ["---", *["---:"] * (len(head) - 1)], *rows])
         return
     for row in [head, *rows]:
-        yield f"{row[0]:27}{row[1]:>10}{row[2]:>20}" + "".join(f"{cell:>10}" for cell in row[3:])
+        yield f"{row[0]:27}{row[1]:>10}{row[2]:>20}" + "".join(f"{cell:>13}" for cell in row[3:])
 
 
-def targets(workload: Workload, records: dict[str, Record]) -> Iterator[tuple[str, bool]]:
-    """What is to be reached, and whether it is."""
+def targets(workload: Workload, records: dict[str, Record]) -> Iterator[tuple[str, bool | None]]:
+    """What is to be reached, and whether it is; None of what is told without a target: whole runs through the service."""
     run = {name: record for name, record in records.items() if not record.absent}
     if "ours" in run and (share := _against(run["ours"], run, BARE)):
         yield f"ours is {share:.3f} of bare, the target is {OF_BARE}", share >= OF_BARE
     wanted, others, best = (OF_BEST_LIBRARY, LIBRARIES, "library") if workload.epochs else (1.0, PEERS, "peer")
     for name in OURS:
         if name in run and (times := _against(run[name], run, others)):
-            yield f"{NAMES[name]}: {times:.2f} times the best {best}, the target is {wanted:g}", times >= wanted
+            told = f"{NAMES[name]}: {times:.2f} times the best {best}"
+            if workload.epochs and name == "service":
+                yield told, None
+            else:
+                yield f"{told}, the target is {wanted:g}", times >= wanted
 
 
 def _against(record: Record, run: dict[str, Record], others: Iterable[str]) -> float | None:
